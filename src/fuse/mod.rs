@@ -1,0 +1,1 @@
+//! The FUSE adapter: decode, call the engine, map the errno, reply, invalidate.

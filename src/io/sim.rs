@@ -1,0 +1,1 @@
+//! Simulated disks, clocks and random numbers.

@@ -1,0 +1,1 @@
+//! Sequencer, follower, bulk replicator, dirty map, handshake, verify; executes what `states` decides.

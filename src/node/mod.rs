@@ -1,0 +1,1 @@
+//! The daemon: catalogue, control socket, mounts, roles, events, TLS keys.

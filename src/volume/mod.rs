@@ -1,0 +1,1 @@
+//! Parts, in order, as one block address space; validation of parts; the fact file.

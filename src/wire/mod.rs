@@ -1,0 +1,1 @@
+//! Frames between nodes: a fixed prefix, an rkyv header, a raw payload; versions and limits.
