@@ -6,7 +6,9 @@ use crate::units::{BlockNo, Ino};
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
     /// The medium lies: a structure on disk is not what ext4 allows.
-    #[error("corrupt {what} (inode {ino:?}, block {block:?}): {detail}; run e2fsck on the unmounted volume")]
+    #[error(
+        "corrupt {what} (inode {ino:?}, block {block:?}): {detail}; run e2fsck on the unmounted volume"
+    )]
     Corrupt {
         /// The structure: "directory block", "extent tree", ...
         what: &'static str,
