@@ -240,8 +240,7 @@ pub fn encode<H: Header>(channel: u32, header: &H, payload: &[u8]) -> Result<Vec
         let found = payload.len() as u64;
         return Err(FrameError::PayloadTooLong { found });
     }
-    let header =
-        rkyv::to_bytes::<Rancor>(header).map_err(|e| FrameError::Header(e.to_string()))?;
+    let header = rkyv::to_bytes::<Rancor>(header).map_err(|e| FrameError::Header(e.to_string()))?;
     if header.len() > MAX_HEADER {
         let found = header.len() as u64;
         return Err(FrameError::HeaderTooLong { found });
