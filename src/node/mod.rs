@@ -1,1 +1,15 @@
 //! The daemon: catalogue, control socket, mounts, roles, events, TLS keys.
+//!
+//! Owns threads and timers, with `fuse` the only layer that does. Never decides about replication: it drives the step
+//! functions of `mirror` and does what they ask for.
+
+pub mod keys;
+
+pub mod tls;
+
+pub mod link;
+
+pub mod listen;
+
+#[cfg(test)]
+mod link_tests;
