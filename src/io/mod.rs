@@ -2,6 +2,7 @@
 //! nothing of blocks, volumes or nodes. Everything above takes these as arguments, so that one thread can run several
 //! whole nodes over simulated ones. With `fuse`, the only layer that may use `unsafe`.
 
+pub mod counting;
 pub mod file;
 pub mod sim;
 
@@ -13,6 +14,10 @@ use std::time::Duration;
 ///
 /// Contract: after `flush` returned, everything written before it was called is durable. Writes since the last flush
 /// may, after a power cut, be there wholly, in part, in any order, or not at all. Safe to call from many threads.
+#[allow(
+    clippy::len_without_is_empty,
+    reason = "a disk of no bytes is of no interest to anyone"
+)]
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Size in bytes.
     fn len(&self) -> u64;
@@ -32,6 +37,17 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn name(&self) -> String;
     /// Change stamp of the store (ctime in ns for files); `None` where there is none (devices).
     fn changed_at(&self) -> Option<i128>;
+}
+
+/// Refuses a range that is not wholly within `size` bytes.
+fn check_range(size: u64, offset: u64, len: u64) -> io::Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("{len} bytes at {offset} go past the end at {size}"),
+        )),
+    }
 }
 
 /// Time of day, ext4's way.
