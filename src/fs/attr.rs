@@ -1,0 +1,264 @@
+//! What the engine says of an inode, and what a caller may ask to change or to make. Owns the plain types of the
+//! engine's interface; no behaviour, no on-disk form.
+
+use crate::io::Timespec;
+use crate::units::Ino;
+
+/// The `S_IFMT` part of a mode.
+pub const S_IFMT: u32 = 0o170000;
+/// A regular file.
+pub const S_IFREG: u32 = 0o100000;
+/// A directory.
+pub const S_IFDIR: u32 = 0o040000;
+/// A symbolic link.
+pub const S_IFLNK: u32 = 0o120000;
+/// A block device.
+pub const S_IFBLK: u32 = 0o060000;
+/// A character device.
+pub const S_IFCHR: u32 = 0o020000;
+/// A named pipe.
+pub const S_IFIFO: u32 = 0o010000;
+/// A socket.
+pub const S_IFSOCK: u32 = 0o140000;
+/// Set user id on execution.
+pub const S_ISUID: u32 = 0o4000;
+/// Set group id on execution; on a directory, new names inherit its group.
+pub const S_ISGID: u32 = 0o2000;
+/// Group execution.
+pub const S_IXGRP: u32 = 0o010;
+
+/// The longest name of a directory entry, in bytes.
+pub const NAME_MAX: usize = 255;
+
+/// What an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A block device.
+    BlockDevice,
+    /// A character device.
+    CharDevice,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A directory entry that does not say (no `filetype` feature), or an unknown code.
+    Unknown,
+}
+
+impl FileKind {
+    /// The kind in a mode's `S_IFMT` bits.
+    pub fn of_mode(mode: u32) -> FileKind {
+        match mode & S_IFMT {
+            S_IFREG => FileKind::Regular,
+            S_IFDIR => FileKind::Directory,
+            S_IFLNK => FileKind::Symlink,
+            S_IFBLK => FileKind::BlockDevice,
+            S_IFCHR => FileKind::CharDevice,
+            S_IFIFO => FileKind::Fifo,
+            S_IFSOCK => FileKind::Socket,
+            _ => FileKind::Unknown,
+        }
+    }
+
+    /// The code of a directory entry's `file_type`.
+    pub fn dirent_code(self) -> u8 {
+        match self {
+            FileKind::Unknown => 0,
+            FileKind::Regular => 1,
+            FileKind::Directory => 2,
+            FileKind::CharDevice => 3,
+            FileKind::BlockDevice => 4,
+            FileKind::Fifo => 5,
+            FileKind::Socket => 6,
+            FileKind::Symlink => 7,
+        }
+    }
+
+    /// The kind of a directory entry's `file_type`; unknown codes are `Unknown`.
+    pub fn of_dirent_code(code: u8) -> FileKind {
+        match code {
+            1 => FileKind::Regular,
+            2 => FileKind::Directory,
+            3 => FileKind::CharDevice,
+            4 => FileKind::BlockDevice,
+            5 => FileKind::Fifo,
+            6 => FileKind::Socket,
+            7 => FileKind::Symlink,
+            _ => FileKind::Unknown,
+        }
+    }
+}
+
+/// What stat tells of an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// `i_generation`: a re-used number has another one.
+    pub generation: u32,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Hard links; 1 for a directory whose count is not kept (`dir_nlink`).
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number as the kernel's `new_encode_dev`, for device nodes; 0 otherwise.
+    pub rdev: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Space taken, in units of 512 bytes.
+    pub blocks: u64,
+    /// Preferred I/O size in bytes: the block.
+    pub blksize: u32,
+    /// Last access.
+    pub atime: Timespec,
+    /// Last change of contents.
+    pub mtime: Timespec,
+    /// Last change of the inode.
+    pub ctime: Timespec,
+    /// Creation; zero where the inode has no room for it.
+    pub crtime: Timespec,
+    /// `i_flags` (immutable, append-only, ...).
+    pub flags: u32,
+}
+
+impl Attr {
+    /// What the inode is.
+    pub fn kind(&self) -> FileKind {
+        FileKind::of_mode(self.mode)
+    }
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The time of the change.
+    Now,
+    /// A given time.
+    At(Timespec),
+}
+
+/// What `setattr` changes; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits (the type can not change).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes; regular files only.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of contents.
+    pub mtime: Option<SetTime>,
+    /// Last change of the inode; the time of the change when `None`.
+    pub ctime: Option<Timespec>,
+    /// Drop set-user-id, set-group-id (where group execution is allowed) and file capabilities: what HANDLE_KILLPRIV_V2
+    /// leaves to the server on truncation. A change of owner does so without being asked.
+    pub kill_suidgid: bool,
+}
+
+/// A new inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct New {
+    /// Type and permission bits.
+    pub mode: u32,
+    /// The creator's umask: applied here, because a directory with a default ACL replaces it. 0 when the kernel has
+    /// applied it already.
+    pub umask: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group; a parent with set-group-id replaces it.
+    pub gid: u32,
+    /// Device number, for device nodes.
+    pub rdev: u32,
+}
+
+/// One name of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirEntry<'a> {
+    /// The inode it names.
+    pub ino: Ino,
+    /// What the entry says that it is.
+    pub kind: FileKind,
+    /// The name.
+    pub name: &'a [u8],
+    /// Where to go on behind this entry.
+    pub next_cookie: u64,
+}
+
+/// What `seek` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// The next byte of data at or after the offset.
+    Data,
+    /// The next hole at or after the offset; the end of the file counts as one.
+    Hole,
+}
+
+/// What `fallocate` does to the range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FallocMode {
+    /// Gives it blocks that read as zeros where it has none.
+    Allocate {
+        /// The file's length stays as it is, even if the range goes past it.
+        keep_size: bool,
+    },
+    /// Takes its blocks away; it reads as zeros. The length stays.
+    PunchHole,
+    /// Makes it read as zeros, keeping (or making) blocks for it.
+    ZeroRange {
+        /// The file's length stays as it is, even if the range goes past it.
+        keep_size: bool,
+    },
+}
+
+/// How `rename` treats an existing target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameFlags {
+    /// EEXIST rather than replacing it.
+    pub noreplace: bool,
+    /// The two names change places; both must exist.
+    pub exchange: bool,
+}
+
+/// How `setxattr` treats an existing attribute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XattrMode {
+    /// Makes or replaces it.
+    #[default]
+    Any,
+    /// EEXIST when it is there.
+    Create,
+    /// ENODATA when it is not.
+    Replace,
+}
+
+/// What statfs tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatFs {
+    /// Block size in bytes.
+    pub bsize: u32,
+    /// Blocks, less those of ext4's own structures.
+    pub blocks: u64,
+    /// Free blocks. Space that only mirrors still need counts as free.
+    pub bfree: u64,
+    /// Free blocks for users without privilege.
+    pub bavail: u64,
+    /// Inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub ffree: u64,
+    /// Longest name in bytes.
+    pub namelen: u32,
+}
