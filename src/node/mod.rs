@@ -3,7 +3,17 @@
 //! Owns threads and timers, with `fuse` the only layer that does. Never decides about replication: it drives the step
 //! functions of `mirror` and does what they ask for.
 
+pub mod refusal;
+
+pub mod state_dir;
+
+pub mod config;
+
 pub mod keys;
+
+pub mod catalogue;
+
+pub mod history;
 
 pub mod tls;
 
