@@ -5,6 +5,9 @@
 //! whoever flushes concurrently; after a failed flush, no later one claims success.
 
 mod error;
+pub mod facts;
+pub mod mkfs;
+pub mod parts;
 
 pub use error::VolumeError;
 

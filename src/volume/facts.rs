@@ -1,0 +1,219 @@
+//! What a node knows of its copy of a volume, beside the copy itself.
+//!
+//! Owns the facts' types, their text form and their file. Never derives a state from them: that is done at each start,
+//! from these and from the log. Invariants: the file is replaced as a whole, so that after a crash it is the old one or the new
+//! one; a byte that changed is a named error and never a different fact.
+//!
+//! The file: one header line `lockstep-facts VERSION SERIAL XXH3 LENGTH`, then LENGTH bytes of JSON. SERIAL counts the
+//! saves. XXH3 (16 hexadecimal digits) is taken over the other header fields and the JSON.
+
+mod json;
+mod store;
+
+pub use store::{FactFile, FactStore, FactsError, MemoryFacts};
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::parts::Description;
+use crate::units::{BlockNo, Generation, LogBlock, Txid};
+
+/// Everything that must survive a restart and can not be read from the volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Random identity of the volume, the same on every node.
+    #[serde(with = "json::hex")]
+    pub volume_id: u128,
+    /// The volume's name on this node.
+    pub name: String,
+    /// What this node is for the volume.
+    pub role: Role,
+    /// Block size and parts; `None` until the parts were made or adopted.
+    #[serde(default)]
+    pub description: Option<Description>,
+    /// The generations of this copy's history, oldest first.
+    pub generations: Vec<Lineage>,
+    /// No transaction id up to this one is ever issued again.
+    #[serde(with = "json::number")]
+    pub high_txid: Txid,
+    /// The log's segments that hold something still needed, oldest first.
+    pub segments: Vec<Segment>,
+    /// From where on the log is kept for mirrors; `None` when nobody needs any of it.
+    pub tail: Option<MirrorTail>,
+    /// The log's end at the last clean close; `None` while open, and after a crash.
+    pub head: Option<LogHead>,
+    /// By which a change from outside is noticed; recorded at open and at close.
+    pub stamps: Option<OutsideStamps>,
+    /// How much of the volume this copy has.
+    pub copy: Copy,
+    /// A mirror's copy is a state the master had once it has applied this transaction.
+    #[serde(with = "json::number")]
+    pub consistent_at: Txid,
+    /// The last transaction that this copy's home blocks or its log hold.
+    #[serde(with = "json::number")]
+    pub applied: Txid,
+    /// The last transaction that the master has confirmed as durable at its own side (sync mode: may trail `applied`).
+    #[serde(with = "json::number", default)]
+    pub confirmed: Txid,
+    /// The lowest transaction confirmed by every mirror, as the master last said; the log is kept from here on.
+    #[serde(with = "json::number", default)]
+    pub floor: Txid,
+    /// Chain hash at `applied`.
+    #[serde(with = "json::hex64")]
+    pub chain: u64,
+    /// A mirror's copy was changed by something else: not to be promoted without force, to be compared by checksum.
+    pub tainted: bool,
+    /// On a master: its mirrors, by the name of their node.
+    pub peers: BTreeMap<String, PeerFacts>,
+}
+
+impl Facts {
+    /// The facts of a copy that holds nothing yet.
+    pub fn blank(volume_id: u128, name: impl Into<String>, role: Role) -> Facts {
+        Facts {
+            volume_id,
+            name: name.into(),
+            role,
+            description: None,
+            generations: Vec::new(),
+            high_txid: Txid(0),
+            segments: Vec::new(),
+            tail: None,
+            head: None,
+            stamps: None,
+            copy: Copy::Blank,
+            consistent_at: Txid(0),
+            applied: Txid(0),
+            confirmed: Txid(0),
+            floor: Txid(0),
+            chain: 0,
+            tainted: false,
+            peers: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a node is for one volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Writes, and sends.
+    Master,
+    /// Read-only; follows a master.
+    Mirror,
+}
+
+/// One read-write opening by one master, and where it leaves the history before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Lineage {
+    /// The opening.
+    #[serde(with = "json::generation")]
+    pub generation: Generation,
+    /// The last transaction of the generation before that belongs to this history.
+    #[serde(with = "json::number")]
+    pub fork: Txid,
+}
+
+/// A run of transactions in the log, adjacent in it and in their ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Segment {
+    /// The opening that wrote it.
+    #[serde(with = "json::generation")]
+    pub generation: Generation,
+    /// Its first transaction.
+    #[serde(with = "json::number")]
+    pub first_txid: Txid,
+    /// Where that begins.
+    #[serde(with = "json::number")]
+    pub first_block: LogBlock,
+}
+
+/// The oldest transaction that the log keeps for mirrors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MirrorTail {
+    /// Where it begins.
+    #[serde(with = "json::number")]
+    pub log_block: LogBlock,
+    /// The first transaction that is still kept.
+    #[serde(with = "json::number")]
+    pub txid: Txid,
+    /// The opening that wrote it.
+    #[serde(with = "json::generation")]
+    pub generation: Generation,
+}
+
+/// Where the log ends after a clean close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LogHead {
+    /// The log block after the last transaction: the next one begins there.
+    #[serde(with = "json::number")]
+    pub log_block: LogBlock,
+    /// The last transaction.
+    #[serde(with = "json::number")]
+    pub txid: Txid,
+    /// Chain hash at it.
+    #[serde(with = "json::hex64")]
+    pub chain: u64,
+}
+
+/// What something else that writes to the volume (a kernel mount, e2fsck) would change. Kernel names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct OutsideStamps {
+    /// Mounts since the last check.
+    pub s_mnt_count: u16,
+    /// Last mount, seconds since 1970.
+    pub s_mtime: i64,
+    /// Last write of the superblock, seconds since 1970.
+    pub s_wtime: i64,
+    /// Last check, seconds since 1970.
+    pub s_lastcheck: i64,
+    /// jbd2's `s_sequence`.
+    pub journal_sequence: u32,
+    /// Change time of each part, in ns since 1970; `None` for devices.
+    pub ctimes: Vec<Option<i128>>,
+}
+
+/// How much of the volume a copy has.
+#[derive(Clone, core::marker::Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Copy {
+    /// Nothing.
+    Blank,
+    /// The blocks before `cursor`, as of `txid`: a first copy was interrupted.
+    Partial {
+        /// The first block not copied.
+        #[serde(with = "json::number")]
+        cursor: BlockNo,
+        /// The last transaction that is in the blocks before it.
+        #[serde(with = "json::number")]
+        txid: Txid,
+    },
+    /// Every allocated block, though perhaps of different times (`consistent_at`).
+    Complete,
+}
+
+/// What a master knows of one of its mirrors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PeerFacts {
+    /// The last transaction that the mirror has acknowledged as durable.
+    #[serde(with = "json::number")]
+    pub acked: Txid,
+    /// Order was given up for a dirty map.
+    pub cracked: bool,
+    /// The operator paused it.
+    #[serde(default)]
+    pub paused: bool,
+    /// Its first copy is complete.
+    #[serde(default)]
+    pub complete: bool,
+    /// The block up to which a running copy or resynchronisation was acknowledged; `None` when none runs.
+    #[serde(default, with = "json::optional")]
+    pub cursor: Option<BlockNo>,
+    /// The transaction from which on its copy is a state the master had.
+    #[serde(default, with = "json::number")]
+    pub consistent_at: Txid,
+}
+
+#[cfg(test)]
+mod tests;
