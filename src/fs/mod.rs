@@ -1,7 +1,13 @@
 //! The engine: inode and directory operations, allocator, caches, transactions.
 
 pub mod blocks;
+pub mod dir;
 pub mod error;
+pub(crate) mod htree;
+mod nouns;
+mod nouns_xattr;
+pub mod orphan;
+pub mod xattr;
 
 mod attr;
 mod interface;
