@@ -12,6 +12,11 @@ pub trait Blocks {
     fn sb(&self) -> &Superblock;
     /// The newest contents of a metadata block.
     fn get(&self, block: BlockNo) -> Result<Image, FsError>;
+    /// Whether any block of the range is the volume's own (superblock copies, descriptors, bitmaps, inode tables, journal)
+    /// and so can not belong to a file: a pointer to it is corrupt. `false` where that is not known.
+    fn is_system(&self, _range: BlockRange) -> bool {
+        false
+    }
 }
 
 /// Changing blocks within one operation of the running transaction.

@@ -3,11 +3,13 @@
 pub mod blocks;
 pub mod dir;
 pub mod error;
-pub(crate) mod htree;
 mod nouns;
 mod nouns_xattr;
+pub mod extent;
+pub mod indirect;
 pub mod orphan;
 pub mod xattr;
+pub(crate) mod htree;
 
 mod attr;
 mod interface;
