@@ -1,5 +1,6 @@
 //! The engine: inode and directory operations, allocator, caches, transactions.
 
+pub mod alloc;
 pub mod blocks;
 pub mod dir;
 pub mod error;
