@@ -1,6 +1,7 @@
 //! The engine: inode and directory operations, allocator, caches, transactions.
 
 pub mod alloc;
+pub mod allocation;
 pub mod blocks;
 pub mod dir;
 pub mod error;
