@@ -5,13 +5,13 @@ pub mod allocation;
 pub mod blocks;
 pub mod dir;
 pub mod error;
+pub mod extent;
+pub(crate) mod htree;
+pub mod indirect;
 mod nouns;
 mod nouns_xattr;
-pub mod extent;
-pub mod indirect;
 pub mod orphan;
 pub mod xattr;
-pub(crate) mod htree;
 
 mod attr;
 mod interface;
