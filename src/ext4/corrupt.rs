@@ -125,3 +125,14 @@ pub enum Refused {
         what: &'static str,
     },
 }
+
+/// Why a change within a block failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// The block is not what it should be; nothing was changed.
+    #[error(transparent)]
+    Corrupt(#[from] Corrupt),
+    /// The change is not possible; nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}

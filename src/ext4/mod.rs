@@ -10,21 +10,28 @@
 #[macro_use]
 mod layout;
 
+pub mod bitmap;
 pub mod checksum;
 pub mod corrupt;
+pub mod dirent;
+pub mod dx_hash;
 pub mod extent;
 pub mod features;
 pub mod file_type;
 pub mod geometry;
 pub mod group_desc;
+pub mod htree;
 pub mod inode;
 pub mod superblock;
 
-pub use corrupt::{Corrupt, Refused};
+pub use corrupt::{Corrupt, EditError, Refused};
+pub use dirent::DirLayout;
+pub use dx_hash::{DxHash, HashVersion, Hasher};
 pub use extent::{Extent, ExtentHeader, ExtentIdx, ExtentNode};
 pub use features::{Access, LOCKSTEP_INCOMPAT_GUARD};
 pub use file_type::FileType;
 pub use geometry::Geometry;
 pub use group_desc::GroupDesc;
+pub use htree::{DxBlock, DxEntry, DxInfo};
 pub use inode::Inode;
 pub use superblock::Superblock;
