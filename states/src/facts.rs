@@ -24,7 +24,8 @@ pub struct Facts {
     pub copying: bool,
     /// The last transaction that the mirror acknowledged as durable, a txid.
     pub acknowledged: u64,
-    /// The txid up to which the mirror must have applied for its copy to be a state the master had.
+    /// The txid up to which the mirror must have applied for its copy to be a state the master had: the last one
+    /// committed when the last chunk was read. Of no meaning while `copying`.
     pub consistent_at: u64,
     /// The step that RESET tries again; of no meaning in other states. Given by [`crate::Command::RetryLater`].
     pub retry: Step,

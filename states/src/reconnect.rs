@@ -89,18 +89,21 @@ pub struct Mirror<'a> {
     pub volume: u128,
     /// As what the node last served the volume.
     pub role: Role,
-    /// The generations, oldest first. May be cut off at its oldest end.
+    /// The generations, oldest first. May be cut off at its oldest end. A generation is recorded before anything of it
+    /// is: the first before the first block is copied, each later one before its first transaction is appended.
     pub history: &'a [Lineage],
     /// The last transaction that its mount shows, or that may be written home.
     pub applied: u64,
-    /// The last complete transaction in its own log.
+    /// The last complete transaction in its own log; while a repair is under way, which goes past the log, the txid
+    /// that was last acknowledged.
     pub durable: u64,
     /// The last transaction of which a master said that it is committed. A master's own are all confirmed.
     pub confirmed: u64,
     /// How far its parts hold a copy.
     pub copy: Copy,
-    /// The txid from which its copy is a state the master had.
-    pub consistent_at: u64,
+    /// The txid from which its copy is a state the master had; none while a copy or a repair is incomplete, for it is
+    /// known only when the cursor comes to its end.
+    pub consistent_at: Option<u64>,
     /// The copy was changed by somebody else (the kernel, e2fsck).
     pub tainted: bool,
     /// The dirty map kept at the mirror: what it had as a master, or knows to be damaged.
@@ -159,8 +162,8 @@ pub enum Conflict {
 spelled! {
     /// How it was seen that the histories diverged.
     pub enum Split as "split" {
-        /// The same generation is recorded with two different forks.
-        ForksDiffer = "forks-differ",
+        /// Both record the same generation, but not the same history up to it.
+        LineagesDiffer = "lineages-differ",
         /// The mirror's side was opened read-write by itself.
         OpenedAlone = "opened-alone",
         /// The mirror's side served as a master, and may not rejoin by itself.
@@ -179,7 +182,7 @@ pub struct Divergence {
     pub split: Split,
     /// The newest generation that both have.
     pub generation: u128,
-    /// The last txid that both are known to share. (With `ChainsDiffer` and `ForksDiffer` they may share more.)
+    /// The last txid that both are known to share. (With `ChainsDiffer` and `LineagesDiffer` they may share more.)
     pub shared: u64,
     /// The master's last txid: it would lose `shared+1 ..= master`.
     pub master: u64,
@@ -402,11 +405,14 @@ pub fn decide(master: &Master<'_>, mirror: &Mirror<'_>, chain: Option<Chain>) ->
         drop_unconfirmed_after: (past_fork && !kept_aside).then_some(position),
     };
 
-    // 5. A copy that was to become consistent at a txid which the master no longer has holds blocks of a state that
-    // nobody recorded.
-    let gone = mirror.consistent_at > common.limit;
-    let differs =
-        bits(master.map) || bits(mirror.map) || kept_aside || position < mirror.consistent_at;
+    // 5. Blocks of a state that the master no longer has are home, and nobody recorded which: the copy was to become
+    // consistent at a lost txid, or was being repaired, without its log, from beyond the fork.
+    let inconsistent = mirror.consistent_at.is_none_or(|at| position < at);
+    let gone = match mirror.consistent_at {
+        Some(at) => at > common.limit,
+        None => past_fork && !kept_aside,
+    };
+    let differs = bits(master.map) || bits(mirror.map) || kept_aside || inconsistent;
     let needs_map = differs || master.map.is_some();
     let by = Repair::ByChecksum;
     if untraceable || gone {
@@ -456,7 +462,7 @@ fn divergence(
         .filter(|c| c.at <= common.limit)
         .is_some_and(|c| c.master.is_some_and(|hash| hash != c.mirror));
     let split = if !common.agrees {
-        Split::ForksDiffer
+        Split::LineagesDiffer
     } else if common.left_at.is_some() {
         Split::OpenedAlone
     } else if mirror.role == Role::Master && !mirror.may_rejoin {
@@ -469,7 +475,7 @@ fn divergence(
         return None;
     };
     let known = match (split, chain) {
-        (Split::ForksDiffer, _) => 0,
+        (Split::LineagesDiffer, _) => 0,
         // They differ somewhere up to the hash: shared for sure is what the last generation before it builds on.
         (Split::ChainsDiffer, Some(chain)) => master
             .history
@@ -499,6 +505,6 @@ fn covered_after(master: &Master<'_>, position: u64) -> Option<u64> {
         return Some(position);
     }
     let map = master.map.filter(|map| !map.lost)?;
-    let through = map.through_txid.max(position);
+    let through = map.through_txid;
     (map.from_txid <= position && in_log(through)).then_some(through)
 }
