@@ -83,7 +83,7 @@ impl Cause {
     pub const fn remedy(self) -> &'static str {
         match self {
             Cause::NameTaken => {
-                "Delete or rename that volume on the mirror's node, or give this one another name; then restart the mirror."
+                "If that volume is not needed, delete it there with `lockstep volume delete NAME`, or use another node; then restart the mirror."
             }
             Cause::TooLittleSpace => {
                 "Make space in the store directory of the mirror's node, or name a larger one in its lockstep.toml; then restart the mirror."
@@ -92,7 +92,7 @@ impl Cause {
                 "Read the reason in the events of the mirror's node, offer it devices or a store directory that fit; then restart the mirror."
             }
             Cause::PartsMissing => {
-                "Mount the store of the mirror's node or bring the devices back; if they are lost for good, delete the volume there; then restart the mirror."
+                "Mount the store of the mirror's node or bring the devices back; if they are lost for good, use `lockstep volume delete NAME` there; then restart the mirror."
             }
             Cause::PartsInUse => {
                 "Unmount the parts on the mirror's node or stop the program that holds them; then restart the mirror."
@@ -101,7 +101,7 @@ impl Cause {
                 "Unmount the volume, give it a buffer with `lockstep volume tune NAME --buffer SIZE`; then restart the mirror."
             }
             Cause::Unrelated => {
-                "Check that the right peer was named; to give up what it has, delete the volume there; then restart the mirror."
+                "Check that the right peer was named; to give up what it has, use `lockstep volume delete NAME` there; then restart the mirror."
             }
             Cause::Diverged => {
                 "Compare what each side would lose as status shows it, choose the copy to keep, discard the other with the command shown; then restart the mirror."

@@ -1,7 +1,8 @@
 //! What is to be done. Owns the commands that the machine returns. Never does any of it.
 //!
 //! Commands are carried out in the order in which the table lists them, each begun before the next; those that take
-//! time report how they ended with an event. Each is idempotent: stopping what does not run is no failure.
+//! time report how they ended with an event. Each is idempotent: stopping what does not run is no failure. A wait may
+//! end with the state it belongs to; one that ends later does no harm, for the table says what it then means.
 
 use crate::state::Step;
 use core::fmt;

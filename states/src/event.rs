@@ -182,4 +182,34 @@ impl EventKind {
             EventKind::Pause | EventKind::Continue | EventKind::Restart | EventKind::Delete
         )
     }
+
+    /// What happened, in a few words for people.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            EventKind::Started => "the master's node started, or the mirror was created",
+            EventKind::Secured => "the buffer is secured",
+            EventKind::NoRoom => "the volume has no room for a buffer",
+            EventKind::Contact => "a connection to the mirror's node stands again",
+            EventKind::Connected => {
+                "both nodes are authenticated and agree on versions and lineage"
+            }
+            EventKind::PartsReady => "the mirror made or validated its parts",
+            EventKind::DecidedReplicate => "histories compared: the mirror holds no complete copy",
+            EventKind::DecidedOutOfSync => "histories compared: the copy has to be repaired",
+            EventKind::DecidedInSync => "histories compared: the log holds all that is lacking",
+            EventKind::DecidedError => "histories compared: unrelated or diverged",
+            EventKind::CopyFinished => "the cursor of the copy came to its end",
+            EventKind::CaughtUp => "the mirror applied what makes its copy consistent",
+            EventKind::Cracked => "the log gave up what the mirror lacks; its dirty map records it",
+            EventKind::LinkLost => "contact is lost, or none could be made",
+            EventKind::MinorFailure => "something failed that may succeed next time",
+            EventKind::SevereFailure => "something failed that has to be mended",
+            EventKind::MirrorFailed => "the mirror reports that it can not go on",
+            EventKind::RetryDue => "the wait of RESET is over",
+            EventKind::Pause => "request: `lockstep mirror pause`",
+            EventKind::Continue => "request: `lockstep mirror continue`",
+            EventKind::Restart => "request: `lockstep mirror restart`",
+            EventKind::Delete => "request: `lockstep mirror delete`",
+        }
+    }
 }

@@ -36,6 +36,8 @@ pub mod table;
 
 pub mod step;
 
+pub mod listing;
+
 pub mod reconnect;
 
 pub use cause::{Cause, MinorCause};

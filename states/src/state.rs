@@ -19,7 +19,7 @@ spelled! {
         /// The mirror is at or past the point from which its copy is a state the master had; transactions are shipped
         /// in order.
         InSync = "INSYNC",
-        /// The mirror has a copy, but the log no longer holds what it lacks: the blocks of its dirty map are copied.
+        /// The mirror has a copy, but the log no longer holds what it lacks: the copy is repaired.
         OutOfSync = "OUTOFSYNC",
         /// Contact is lost; the buffer fills, and contact is sought.
         LinkDown = "LINKDOWN",
@@ -55,7 +55,7 @@ impl State {
                 "The mirror's copy is, at every instant, a state that the master has had. Committed transactions reach it in order; it can be mounted read-only."
             }
             State::OutOfSync => {
-                "The mirror holds a copy, but the log no longer holds what it lacks. The blocks recorded as different are copied, and no others."
+                "The mirror holds a copy, but the log no longer holds what it lacks. The blocks recorded as different are copied; where there is no record, the allocated ones are compared by checksum."
             }
             State::LinkDown => {
                 "Contact is lost. The buffer fills, writers are unaffected, and contact is sought again and again."

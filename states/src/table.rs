@@ -3,6 +3,8 @@
 //! A row says: in this state, at this event, if this guard holds over the facts, go there, and do that, because. Every
 //! cell (a state and an event) is written out, also where the mirror stays and where a request is refused; within a
 //! cell exactly one guard holds, whatever the facts are. Tests prove both.
+//!
+//! The listing, the drawing and the table of lockstep-states(7) are generated from here: see [`crate::listing`].
 
 use crate::command::Command;
 use crate::event::EventKind;
@@ -128,7 +130,7 @@ pub const TABLE: &[Row] = rows! {
         Started if SecuredStart           => go Init,                   [Connect],                                      "the buffer is still secured; every later step is walked again";
         Secured                           => go Init,                   [Connect],                                      "what is committed from now on is held or recorded for the mirror";
         NoRoom                            => go Error,                  [RecordError],                                  "without a buffer no order can be kept";
-        Contact                           => stay,                      [],                                             "used once the buffer is secured";
+        Contact                           => stay,                      [CloseLink],                                    "too early: the buffer comes first";
         Connected                         => stay,                      [],                                             "late: it is agreed again on the next link";
         PartsReady                        => stay,                      [],                                             "late: the parts are validated again on the next link";
         DecidedReplicate                  => stay,                      [],                                             "late: it is decided again on the next link";
@@ -276,6 +278,35 @@ pub const TABLE: &[Row] = rows! {
         Delete                            => gone,                      [StopCopy, CloseLink, Forget],                  "the operator's wish; what the mirror has stays where it is";
     }
 
+    // Transactions are shipped in order.
+    InSync {
+        Started if ErrorRecorded          => go Error,                  [],                                             "a severe failure outlasts a restart of the node";
+        Started if PauseRecorded          => go Idle,                   [],                                             "a pause outlasts a restart of the node";
+        Started if FreshStart             => go New,                    [SecureBuffer],                                 "every walk to a copy begins with a secured buffer";
+        Started if SecuredStart           => go Init,                   [Connect],                                      "the buffer is still secured; every later step is walked again";
+        Secured                           => stay,                      [],                                             "the buffer was secured before";
+        NoRoom                            => stay,                      [],                                             "the buffer was secured before";
+        Contact                           => stay,                      [],                                             "already in contact";
+        Connected                         => stay,                      [],                                             "agreed before";
+        PartsReady                        => stay,                      [],                                             "the parts stood before";
+        DecidedReplicate                  => stay,                      [],                                             "decided before, on this link";
+        DecidedOutOfSync                  => stay,                      [],                                             "decided before, on this link";
+        DecidedInSync                     => stay,                      [],                                             "decided before, on this link";
+        DecidedError                      => stay,                      [],                                             "decided before, on this link";
+        CopyFinished                      => stay,                      [],                                             "said before";
+        CaughtUp                          => stay,                      [],                                             "being caught up is what INSYNC means";
+        Cracked                           => go OutOfSync,              [StopSequencing, BeginResync],                  "the log no longer holds what the mirror lacks; its map does";
+        LinkLost                          => go LinkDown,               [StopSequencing, CloseLink, ReconnectLater],    "the log holds what the mirror lacks from now on";
+        MinorFailure                      => go LinkDown,               [StopSequencing, CloseLink, ReconnectLater],    "a new link is the retry: nothing durable is lost by it";
+        SevereFailure                     => go Error,                  [StopSequencing, CloseLink, RecordError],       "it fails again until somebody mends it";
+        MirrorFailed                      => go Error,                  [StopSequencing, CloseLink, RecordError],       "the mirror can not go on until somebody mends it";
+        RetryDue                          => stay,                      [],                                             "late: a wait of a RESET that is over";
+        Pause                             => go Idle,                   [StopSequencing, CloseLink, RecordPause],       "the operator's wish";
+        Continue                          => refuse NotPaused,          [],                                             "already at work";
+        Restart                           => go New,                    [StopSequencing, CloseLink, SecureBuffer],      "the operator's wish; what the mirror has is used again";
+        Delete                            => gone,                      [StopSequencing, CloseLink, Forget],            "the operator's wish; what the mirror has stays where it is";
+    }
+
     // A copy is being repaired.
     OutOfSync {
         Started if ErrorRecorded          => go Error,                  [],                                             "a severe failure outlasts a restart of the node";
@@ -312,35 +343,6 @@ pub const TABLE: &[Row] = rows! {
         Continue                          => refuse NotPaused,          [],                                             "already at work";
         Restart                           => go New,                    [StopCopy, CloseLink, SecureBuffer],            "the operator's wish; what the mirror has is used again";
         Delete                            => gone,                      [StopCopy, CloseLink, Forget],                  "the operator's wish; what the mirror has stays where it is";
-    }
-
-    // Transactions are shipped in order.
-    InSync {
-        Started if ErrorRecorded          => go Error,                  [],                                             "a severe failure outlasts a restart of the node";
-        Started if PauseRecorded          => go Idle,                   [],                                             "a pause outlasts a restart of the node";
-        Started if FreshStart             => go New,                    [SecureBuffer],                                 "every walk to a copy begins with a secured buffer";
-        Started if SecuredStart           => go Init,                   [Connect],                                      "the buffer is still secured; every later step is walked again";
-        Secured                           => stay,                      [],                                             "the buffer was secured before";
-        NoRoom                            => stay,                      [],                                             "the buffer was secured before";
-        Contact                           => stay,                      [],                                             "already in contact";
-        Connected                         => stay,                      [],                                             "agreed before";
-        PartsReady                        => stay,                      [],                                             "the parts stood before";
-        DecidedReplicate                  => stay,                      [],                                             "decided before, on this link";
-        DecidedOutOfSync                  => stay,                      [],                                             "decided before, on this link";
-        DecidedInSync                     => stay,                      [],                                             "decided before, on this link";
-        DecidedError                      => stay,                      [],                                             "decided before, on this link";
-        CopyFinished                      => stay,                      [],                                             "said before";
-        CaughtUp                          => stay,                      [],                                             "being caught up is what INSYNC means";
-        Cracked                           => go OutOfSync,              [StopSequencing, BeginResync],                  "the log no longer holds what the mirror lacks; its map does";
-        LinkLost                          => go LinkDown,               [StopSequencing, CloseLink, ReconnectLater],    "the log holds what the mirror lacks from now on";
-        MinorFailure                      => go LinkDown,               [StopSequencing, CloseLink, ReconnectLater],    "a new link is the retry: nothing durable is lost by it";
-        SevereFailure                     => go Error,                  [StopSequencing, CloseLink, RecordError],       "it fails again until somebody mends it";
-        MirrorFailed                      => go Error,                  [StopSequencing, CloseLink, RecordError],       "the mirror can not go on until somebody mends it";
-        RetryDue                          => stay,                      [],                                             "late: a wait of a RESET that is over";
-        Pause                             => go Idle,                   [StopSequencing, CloseLink, RecordPause],       "the operator's wish";
-        Continue                          => refuse NotPaused,          [],                                             "already at work";
-        Restart                           => go New,                    [StopSequencing, CloseLink, SecureBuffer],      "the operator's wish; what the mirror has is used again";
-        Delete                            => gone,                      [StopSequencing, CloseLink, Forget],            "the operator's wish; what the mirror has stays where it is";
     }
 
     // Contact is sought. The log holds what the mirror lacks for as long as it can.
