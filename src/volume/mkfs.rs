@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::{Volume, VolumeError};
 use crate::units::{BlockNo, BlockRange, coalesce};
@@ -51,7 +51,8 @@ pub struct MkfsOptions {
     pub root_owner: Option<(u32, u32)>,
     /// Features to add or to take away, as for `mke2fs -O`.
     pub features: Option<String>,
-    /// Where the scratch file is made: a sparse file as large as the volume. `None`: the directory for temporary files.
+    /// Where the scratch file is made: a sparse file as large as the volume. `None`: beside the first part that is a
+    /// file, else in the directory for temporary files (which may be memory).
     pub scratch: Option<PathBuf>,
 }
 
@@ -191,10 +192,15 @@ pub fn make(volume: &Volume, options: &MkfsOptions) -> Result<Made, MkfsError> {
         });
     }
     let mib = buffer_mib(options.buffer, volume.len(), block_size)?;
-    let directory = options.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let directory = match &options.scratch {
+        Some(directory) => directory.clone(),
+        None => beside(volume).unwrap_or_else(std::env::temp_dir),
+    };
     let scratch = Scratch::create(&directory, volume.len())?;
     mke2fs(&scratch.path, volume, options, mib)?;
     let journal = journal_ranges(&scratch.path)?;
+    // mke2fs preallocates the journal; the part's own is about to be, perhaps on the same file system.
+    scratch.trim(&journal, u64::from(block_size))?;
     let devices = volume.parts().iter().any(|p| p.changed_at().is_none());
     let tables = if devices {
         table_ranges(&scratch.path)?
@@ -214,6 +220,16 @@ pub fn make(volume: &Volume, options: &MkfsOptions) -> Result<Made, MkfsError> {
         journal,
         buffer_bytes: mib * MIB,
     })
+}
+
+/// The directory of the first part that is a regular file.
+fn beside(volume: &Volume) -> Option<PathBuf> {
+    let name = volume
+        .parts()
+        .iter()
+        .map(|p| PathBuf::from(p.name()))
+        .find(|p| p.is_absolute() && p.is_file())?;
+    name.parent().map(Path::to_owned)
 }
 
 /// Makes sure that what the scratch file has as holes reads as zeros where it matters: everywhere in files, which costs nothing,
@@ -447,6 +463,25 @@ impl Scratch {
             action: "find a name for",
             source: io::ErrorKind::AlreadyExists.into(),
         })
+    }
+
+    /// Gives back space that is reserved in `ranges` and holds nothing.
+    fn trim(&self, ranges: &[BlockRange], block_size: u64) -> Result<(), MkfsError> {
+        for range in ranges {
+            let (mut at, end) = (range.start.0 * block_size, range.end().0 * block_size);
+            while at < end {
+                let (from, to) = data_after(&self.file, at)
+                    .map_err(|e| self.failed("read", e))?
+                    .unwrap_or((end, end));
+                if from > at {
+                    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    // Only space is at stake: a file system that can not punch does not preallocate either.
+                    let _ = rustix::fs::fallocate(&self.file, flags, at, from.min(end) - at);
+                }
+                at = to;
+            }
+        }
+        Ok(())
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> MkfsError {
