@@ -1,0 +1,201 @@
+//! Recovery: what a crash left in the log goes home, in one pass over the log's headers and one over the images that are
+//! the newest of their block and not revoked. Replays journals that the kernel left as well. Invariants: nothing is written
+//! home before every image that will be has passed its checksum; s_start becomes 0 only after what was replayed is
+//! flushed; damage inside a committed transaction is an error, never a shorter log.
+
+use super::append::{GROUP_BYTES, MAX_GROUP};
+use super::format::Header;
+use super::log::Pos;
+use super::overlay::Entry;
+use super::scan::{Found, Logged, Replay, Scanner, read_images};
+use super::{CorruptKind, Image, Journal, JournalError};
+use crate::units::{BlockNo, Txid};
+
+/// What recovery did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Transactions found.
+    pub transactions: u64,
+    /// The last of them: its payload's id, or the id nearest to `base` with its tid; `None` when there was none.
+    pub last: Option<Txid>,
+    /// Chain hash at the last, if it had a payload.
+    pub chain: Option<u64>,
+    /// Blocks written home (or laid over home).
+    pub blocks_replayed: u64,
+    /// Blocks left out because they were revoked.
+    pub revoked: u64,
+}
+
+/// Images that are read and written home at a time.
+const BATCH_BLOCKS: usize = 4096;
+
+/// The log as recovery found it.
+struct Survey {
+    recovery: Recovery,
+    images: Vec<Logged>,
+    end: Pos,
+    next_tid: u32,
+}
+
+impl Journal {
+    /// Brings home what the log holds and marks it clean, durably. Does nothing to a clean log.
+    pub fn recover(&self) -> Result<Recovery, JournalError> {
+        let _commit = self.commit.lock();
+        let _checkpoint = self.checkpoint.lock();
+        self.check_alive()?;
+        if !self.needs_recovery() {
+            return Ok(Recovery::default());
+        }
+        let survey = self.survey()?;
+        self.replay(&survey)?;
+        let left_behind = self.left_behind(survey.end, survey.next_tid)?;
+        {
+            let mut state = self.state.write();
+            state.head = survey.end;
+            // The tid after the last is skipped: its blocks may be there, torn.
+            state.next_tid = left_behind.wrapping_add(1);
+            if let Some(last) = survey.recovery.last {
+                state.last = last;
+                state.published = last;
+                state.kept_after = last;
+            }
+            if let Some(chain) = survey.recovery.chain {
+                state.chain = chain;
+                state.published_chain = chain;
+            }
+        }
+        self.mark_clean()?;
+        tracing::info!(
+            transactions = survey.recovery.transactions,
+            blocks = survey.recovery.blocks_replayed,
+            revoked = survey.recovery.revoked,
+            "the journal was replayed"
+        );
+        Ok(survey.recovery)
+    }
+
+    /// As `recover`, for an opening that must not write: what would go home is laid over it in memory.
+    pub fn recover_overlay(&self) -> Result<Recovery, JournalError> {
+        let _commit = self.commit.lock();
+        self.check_alive()?;
+        if !self.needs_recovery() {
+            return Ok(Recovery::default());
+        }
+        let survey = self.survey()?;
+        let format = self.state.read().format;
+        read_images(&self.log, &format, &survey.images, |_, _| Ok(()))?;
+        let mut state = self.state.write();
+        if let Some(last) = survey.recovery.last {
+            state.last = last;
+            state.published = last;
+            state.kept_after = last;
+        }
+        if let Some(chain) = survey.recovery.chain {
+            state.chain = chain;
+            state.published_chain = chain;
+        }
+        let txid = state.last;
+        for logged in survey.images {
+            state.overlay.insert(Entry {
+                txid,
+                logged,
+                image: None,
+            });
+        }
+        Ok(survey.recovery)
+    }
+
+    fn survey(&self) -> Result<Survey, JournalError> {
+        let (start, tid) = {
+            let sb = self.superblock.lock();
+            sb.refuse_replay()?;
+            (sb.s_start(), sb.s_sequence())
+        };
+        let format = self.state.read().format;
+        let lap = self.log.capacity();
+        let pos = self.log.pos_from(start, lap).ok_or_else(|| {
+            JournalError::corrupt(
+                crate::units::LogBlock(0),
+                CorruptKind::Field("s_start"),
+                "a block of the log",
+                start,
+            )
+        })?;
+        let blocks = self.volume.blocks_count();
+        let mut scanner = Scanner::new(&self.log, format, pos, tid, pos + lap);
+        let mut replay = Replay::default();
+        let mut recovery = Recovery::default();
+        let mut previous = self.base;
+        while let Found::Transaction(txn) = scanner.next()? {
+            if let Some(bad) = txn.images.iter().find(|i| i.block.0 >= blocks) {
+                return Err(JournalError::corrupt(
+                    self.log.block_at(txn.start),
+                    CorruptKind::Field("t_blocknr"),
+                    format!("below {blocks}"),
+                    bad.block,
+                ));
+            }
+            let txid = match &txn.payload {
+                Some(payload) => payload.txid,
+                None => previous.nearest(txn.tid),
+            };
+            recovery.transactions += 1;
+            recovery.last = Some(txid);
+            recovery.chain = txn.payload.as_ref().map(|p| p.chain);
+            previous = txid;
+            replay.add(&txn);
+        }
+        let (images, revoked) = replay.finish();
+        recovery.blocks_replayed = images.len() as u64;
+        recovery.revoked = revoked;
+        Ok(Survey {
+            recovery,
+            images,
+            end: scanner.pos,
+            next_tid: scanner.tid,
+        })
+    }
+
+    fn replay(&self, survey: &Survey) -> Result<(), JournalError> {
+        let format = self.state.read().format;
+        read_images(&self.log, &format, &survey.images, |_, _| Ok(()))?;
+        let mut in_log_order = survey.images.clone();
+        in_log_order.sort_unstable_by_key(|i| i.pos);
+        for batch in in_log_order.chunks(BATCH_BLOCKS) {
+            let mut blocks: Vec<(BlockNo, Image)> = Vec::with_capacity(batch.len());
+            read_images(&self.log, &format, batch, |i, bytes| {
+                blocks.push((batch[i].block, Image::from(&*bytes)));
+                Ok(())
+            })?;
+            blocks.sort_unstable_by_key(|(block, _)| *block);
+            self.write_sorted(blocks.iter().map(|(block, image)| (*block, &image[..])))?;
+        }
+        Ok(())
+    }
+
+    /// The highest tid that a crash may have left behind the end of the log: `tid` itself, or, when a group was being
+    /// written, one of the tids after it.
+    fn left_behind(&self, end: Pos, tid: u32) -> Result<u32, JournalError> {
+        const PIECE: u64 = 256;
+        let size = self.log.block_size();
+        let limit = end + (GROUP_BYTES / size as u64).min(self.log.capacity() / 4) + 1;
+        let mut furthest = 0;
+        let mut buf = Vec::new();
+        let mut pos = end;
+        while pos < limit {
+            let count = PIECE.min(limit - pos);
+            buf.resize(count as usize * size, 0);
+            self.log.read(pos, &mut buf)?;
+            for block in buf.chunks_exact(size) {
+                if let Some(header) = Header::decode(block) {
+                    let ahead = header.tid.wrapping_sub(tid);
+                    if ahead < MAX_GROUP {
+                        furthest = furthest.max(ahead);
+                    }
+                }
+            }
+            pos += count;
+        }
+        Ok(tid.wrapping_add(furthest))
+    }
+}

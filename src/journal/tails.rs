@@ -1,0 +1,171 @@
+//! Who still needs the log: consumers (mirrors), their positions, the transactions they have yet to get, and the space
+//! that this holds. Owns the saving of the mirror tail; never frees space that a saved tail still covers.
+
+use super::format::Header;
+use super::log::Pos;
+use super::scan::{Found, Scanner, read_images};
+use super::{Image, Journal, JournalError, Refused, Transaction, TxnInfo};
+use crate::units::{BlockNo, Txid};
+use crate::volume::facts::{MirrorTail, Segment};
+use std::sync::Arc;
+
+/// Who keeps the mirror tail durable and decides about mirrors that hold up the log.
+pub trait TailKeeper: Send + Sync {
+    /// Saves the tail and the segments durably. Only when this has returned is the space before the tail used again.
+    fn save_tail(&self, tail: Option<MirrorTail>, segments: &[Segment])
+    -> Result<(), JournalError>;
+    /// The log is full of what consumers need, from `oldest` to `last`: move consumers, or remove them after recording
+    /// what they lack. Called by the committer; must not commit, append, close or begin a segment.
+    fn make_room(&self, oldest: Txid, last: Txid) -> Result<(), JournalError>;
+}
+
+impl Journal {
+    /// Sets who saves the tail.
+    pub fn set_keeper(&self, keeper: Arc<dyn TailKeeper>) {
+        *self.keeper.write() = Some(keeper);
+    }
+
+    /// Consumer `id` needs every transaction after `position`, and the referenced bytes of those at home.
+    pub fn set_consumer(&self, id: u32, position: Txid) {
+        let mut state = self.state.write();
+        let before = state.lowest_consumer();
+        state.consumers.insert(id, position);
+        if state.lowest_consumer() != before {
+            state.overlay.unpark();
+        }
+    }
+
+    /// Consumer `id` needs nothing any more.
+    pub fn remove_consumer(&self, id: u32) {
+        let mut state = self.state.write();
+        state.consumers.remove(&id);
+        state.overlay.unpark();
+    }
+
+    /// Every consumer is past this transaction, and it is committed here: what it and older ones freed may be reused.
+    pub fn released(&self) -> Txid {
+        let state = self.state.read();
+        state
+            .lowest_consumer()
+            .map_or(state.last, |low| low.min(state.last))
+    }
+
+    /// Whether a consumer still needs the block's bytes at home.
+    pub fn is_pinned(&self, block: BlockNo) -> bool {
+        self.state.read().is_pinned(block)
+    }
+
+    /// Whether the log holds every transaction after `after`.
+    pub fn covers(&self, after: Txid) -> bool {
+        let state = self.state.read();
+        after >= state.kept_after && after <= state.last
+    }
+
+    /// The transactions after `after`, oldest first; `None` when the log no longer holds them all.
+    pub fn info_after(&self, after: Txid) -> Option<Vec<TxnInfo>> {
+        let state = self.state.read();
+        if after < state.kept_after || after > state.last {
+            return None;
+        }
+        let from = state.txns.partition_point(|t| t.txid <= after);
+        Some(
+            state
+                .txns
+                .range(from..)
+                .map(|t| t.info(&self.log))
+                .collect(),
+        )
+    }
+
+    /// The newest transaction with which `txid` has to be merged, because references of it, or of one in between, were
+    /// overwritten at home: by a checkpoint after it was released, by a recovery or by a close.
+    pub fn overwritten_by(&self, txid: Txid) -> Option<Txid> {
+        self.state.read().refs.overwritten_by(txid)
+    }
+
+    /// Reads a transaction back from the log, verifying every checksum.
+    pub fn load_transaction(&self, txid: Txid) -> Result<Transaction, JournalError> {
+        let not_in_log = || JournalError::from(Refused::NotInLog(txid));
+        let (format, start, end, tid) = {
+            let state = self.state.read();
+            let txn = &state.txns[state.find(txid).ok_or_else(not_in_log)?];
+            (state.format, txn.start, txn.end, txn.tid)
+        };
+        let loaded = (|| {
+            let mut scanner = Scanner::new(&self.log, format, start, tid, end);
+            let Found::Transaction(scanned) = scanner.next()? else {
+                return Err(self.damaged_at(start, tid)?);
+            };
+            let Some(payload) = scanned.payload else {
+                return Err(self.damaged_at(start, tid)?);
+            };
+            if payload.txid != txid {
+                return Err(self.damaged_at(start, tid)?);
+            }
+            let mut images = std::collections::BTreeMap::<BlockNo, Image>::new();
+            read_images(&self.log, &format, &scanned.images, |i, bytes| {
+                images.insert(scanned.images[i].block, Image::from(&*bytes));
+                Ok(())
+            })?;
+            Ok(Transaction {
+                txid,
+                images,
+                refs: payload.refs,
+                zeroed: payload.zeroed,
+                freed: payload.freed,
+                hints: payload.hints,
+                chain: payload.chain,
+            })
+        })();
+        // Its space may have been written again while it was read.
+        if self.state.read().find(txid).is_none() {
+            return Err(not_in_log());
+        }
+        loaded
+    }
+
+    /// The error for a transaction that is indexed but is not where it was.
+    fn damaged_at(&self, pos: Pos, tid: u32) -> Result<JournalError, JournalError> {
+        let mut block = vec![0; self.log.block_size()];
+        self.log.read(pos, &mut block)?;
+        Ok(JournalError::corrupt(
+            self.log.block_at(pos),
+            super::CorruptKind::Sequence,
+            format!("transaction {tid}"),
+            match Header::decode(&block) {
+                Some(header) => format!("{header:?}"),
+                None => "no header".into(),
+            },
+        ))
+    }
+
+    /// Saves the mirror tail at what consumers need now. With `commit` held.
+    pub(super) fn save_tail(&self) -> Result<(), JournalError> {
+        let Some(keeper) = self.keeper.read().clone() else {
+            return Ok(());
+        };
+        let (tail, pos, segments) = self.state.read().saveable(&self.log);
+        let plain: Vec<Segment> = segments.iter().map(|(s, _)| *s).collect();
+        keeper.save_tail(Some(tail), &plain)?;
+        let mut state = self.state.write();
+        state.saved = Some(pos);
+        state.segments = segments;
+        Ok(())
+    }
+
+    /// Calls the keeper to move consumers. `false` when there is nobody to ask.
+    pub(super) fn make_room(&self) -> Result<bool, JournalError> {
+        let Some(keeper) = self.keeper.read().clone() else {
+            return Ok(false);
+        };
+        let (oldest, last) = {
+            let state = self.state.read();
+            if state.consumers.is_empty() {
+                return Ok(false);
+            }
+            (state.needed().1, state.last)
+        };
+        keeper.make_room(oldest, last)?;
+        Ok(true)
+    }
+}

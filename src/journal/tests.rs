@@ -1,0 +1,1 @@
+//! The journal against simulated disks, mke2fs images and e2fsck.
