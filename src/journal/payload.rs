@@ -120,7 +120,7 @@ impl Payload {
                 xxh3: r.u64().ok_or("refs")?,
             });
         }
-        let mut ranges = |count: usize, what: &'static str| {
+        let mut ranges = |count: usize, what: &'static str| -> Result<Vec<BlockRange>, &'static str> {
             let mut out = Vec::new();
             for _ in 0..count {
                 let start = r.u64().ok_or(what)?;
