@@ -120,15 +120,16 @@ impl Payload {
                 xxh3: r.u64().ok_or("refs")?,
             });
         }
-        let mut ranges = |count: usize, what: &'static str| -> Result<Vec<BlockRange>, &'static str> {
-            let mut out = Vec::new();
-            for _ in 0..count {
-                let start = r.u64().ok_or(what)?;
-                let len = r.u64().ok_or(what)?;
-                out.push(range(start, len).ok_or(what)?);
-            }
-            Ok(out)
-        };
+        let mut ranges =
+            |count: usize, what: &'static str| -> Result<Vec<BlockRange>, &'static str> {
+                let mut out = Vec::new();
+                for _ in 0..count {
+                    let start = r.u64().ok_or(what)?;
+                    let len = r.u64().ok_or(what)?;
+                    out.push(range(start, len).ok_or(what)?);
+                }
+                Ok(out)
+            };
         let zeroed = ranges(counts[1], "zeroed")?;
         let freed = ranges(counts[2], "freed")?;
         let mut hints = Vec::new();
