@@ -14,9 +14,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{
-    Attr, FallocMode, Fs, FsError, New, RenameFlags, SetAttr, Whence, XattrMode,
-};
+use crate::fs::{Attr, FallocMode, Fs, FsError, New, RenameFlags, SetAttr, Whence, XattrMode};
 use crate::fuse::nodes::Nodes;
 use crate::fuse::syncer::{Syncer, Waiting};
 use crate::fuse::{FOR_EVER, MountOptions, convert};
@@ -53,9 +51,35 @@ macro_rules! counters {
 }
 
 counters!(
-    lookup, forget, getattr, setattr, readlink, mknod, mkdir, unlink, rmdir, symlink, rename, link,
-    open, read, write, release, fsync, opendir, readdir, readdirplus, fsyncdir, statfs, setxattr,
-    getxattr, listxattr, removexattr, create, fallocate, lseek,
+    lookup,
+    forget,
+    getattr,
+    setattr,
+    readlink,
+    mknod,
+    mkdir,
+    unlink,
+    rmdir,
+    symlink,
+    rename,
+    link,
+    open,
+    read,
+    write,
+    release,
+    fsync,
+    opendir,
+    readdir,
+    readdirplus,
+    fsyncdir,
+    statfs,
+    setxattr,
+    getxattr,
+    listxattr,
+    removexattr,
+    create,
+    fallocate,
+    lseek,
 );
 
 macro_rules! count {
@@ -297,10 +321,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         count!(self, mknod);
-        self.entry(
-            self.create_any(req, parent, name, mode, umask, rdev),
-            reply,
-        );
+        self.entry(self.create_any(req, parent, name, mode, umask, rdev), reply);
     }
 
     fn mkdir(
@@ -341,9 +362,7 @@ impl Filesystem for Adapter {
         let parent = or_reply!(self.writable(parent), reply);
         let target = target.as_os_str().as_bytes();
         let name = link_name.as_bytes();
-        let result = self
-            .fs
-            .symlink(parent, name, target, req.uid(), req.gid());
+        let result = self.fs.symlink(parent, name, target, req.uid(), req.gid());
         self.entry(result, reply);
     }
 

@@ -134,7 +134,13 @@ mod tests {
 
     #[test]
     fn times_before_1970_survive() {
-        for time in [(0, 0), (5, 7), (-1, 0), (-1, 999_999_999), (-5_000_000_000, 1)] {
+        for time in [
+            (0, 0),
+            (5, 7),
+            (-1, 0),
+            (-1, 999_999_999),
+            (-5_000_000_000, 1),
+        ] {
             let time = Timespec {
                 secs: time.0,
                 nanos: time.1,

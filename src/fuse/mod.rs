@@ -50,7 +50,9 @@ pub struct MountOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// There is no /dev/fuse, or it can not be opened.
-    #[error("/dev/fuse can not be opened: {0}; load the fuse module, or run where /dev/fuse is allowed")]
+    #[error(
+        "/dev/fuse can not be opened: {0}; load the fuse module, or run where /dev/fuse is allowed"
+    )]
     NoFuse(std::io::Error),
     /// The mount point is not a directory, or not there.
     #[error("{}: {source}; create the directory first", dir.display())]
