@@ -2,7 +2,6 @@
 //! can ask for. Never reads the machine's clock or random numbers: the same seed gives the same run.
 
 mod disk;
-mod pages;
 mod recording;
 
 pub use disk::{Fault, SECTOR, SimDisk, Survivors};

@@ -10,7 +10,7 @@
 use super::keys::Fingerprint;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -101,29 +101,6 @@ pub struct MountPoint {
     pub read_only: bool,
 }
 
-/// A mirror of a volume whose master this node is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mirror {
-    /// Cap of the bulk replicator, bytes a second.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate: Option<u64>,
-    /// Paused by the operator.
-    #[serde(default)]
-    pub paused: bool,
-    /// A severe error that has not been answered by `mirror restart`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failed: Option<Failure>,
-}
-
-/// What put a mirror into ERROR.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// A cause of the state table, kebab-case.
-    pub cause: String,
-    /// What exactly.
-    pub detail: String,
-}
-
 /// A volume on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -137,9 +114,9 @@ pub struct Volume {
     /// Where it is mounted, or waits to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<MountPoint>,
-    /// By peer.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub mirrors: BTreeMap<String, Mirror>,
+    /// On a master: the peers that have a mirror. What is known of each is in the volume's facts.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub mirrors: BTreeSet<String>,
 }
 
 /// Everything, at one serial number.

@@ -21,5 +21,25 @@ pub mod link;
 
 pub mod listen;
 
+pub mod protocol;
+
+pub mod control;
+
+pub mod peers;
+
+pub mod host;
+
+pub mod registry;
+
+mod tools;
+
+pub mod engine;
+
+mod volumes;
+
+mod requests;
+
+pub mod daemon;
+
 #[cfg(test)]
 mod link_tests;

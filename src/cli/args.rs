@@ -1,0 +1,426 @@
+//! The command table: parsing, help, and each man page's SYNOPSIS and OPTIONS come from it.
+//!
+//! Owns the names of commands and options. Never does anything. A test compares the man pages with it.
+
+use super::size::{parse_rate, parse_size};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Replicates ext4 volumes, live, from a master to read-only mirrors.
+///
+/// Every node runs one daemon (`lockstep node run`); all other commands talk to it over the socket in its state
+/// directory. Sizes are binary: 64M is 64 x 1048576 bytes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lockstep",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// State directory of the node.
+    #[arg(
+        long,
+        value_name = "DIR",
+        global = true,
+        env = "LOCKSTEP_STATE",
+        hide_env_values = true,
+        default_value = crate::node::state_dir::DEFAULT_STATE_DIR
+    )]
+    pub state: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a node, run its daemon, show its fingerprint.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Say which other nodes this one talks to.
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Make, adopt, inspect, tune and delete volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Mount a volume: read-write on its master, read-only on a mirror.
+    ///
+    /// The mount is remembered: it comes back when the daemon is started again, and after somebody's `umount -l`. On a
+    /// mirror that is not in sync yet it is accepted, and appears as soon as the copy is consistent. Giving the command
+    /// again changes nothing.
+    Mount(MountArgs),
+    /// Unmount a volume and forget its mount. Replication goes on.
+    Umount(UmountArgs),
+    /// Create and control the mirrors of a volume.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
+    /// Show volumes and mirrors: state, reason, what is left to do.
+    Status(StatusArgs),
+    /// Show what mirrors are doing, with bars on a terminal and lines elsewhere, until they do no more.
+    ///
+    /// Ends when every mirror shown is in INSYNC, IDLE or ERROR.
+    Progress(ProgressArgs),
+    /// Print the history of events, and with --follow what happens from then on.
+    Events(EventsArgs),
+    /// Wait until a mirror is in a state.
+    ///
+    /// Exits with 0 when the state is reached, with 4 when the time has passed, and with 5 when the mirror is in ERROR
+    /// while another state was asked for. INSYNC counts only over a living link.
+    Wait(WaitArgs),
+    /// Compare a volume with its mirrors, block by block, at one transaction.
+    ///
+    /// All allocated blocks outside the journal are compared by checksum. Exits with 0 when they are equal and with 6
+    /// when they differ; the ranges that differ are named.
+    Verify(VerifyArgs),
+    /// Show everything on this machine: two nodes, a volume, its mirror, failures and their recovery.
+    ///
+    /// Works in a temporary directory, as root or as an ordinary user who may use FUSE; without /dev/fuse it does the
+    /// same without mounts.
+    Demo(DemoArgs),
+}
+
+/// `lockstep node`
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Make the state directory: key pair, lockstep.toml, empty catalogue.
+    Init(NodeInitArgs),
+    /// Run the daemon in the foreground. Mounts that were there before come back.
+    ///
+    /// SIGTERM and SIGINT close every volume, mounted or not, and end it.
+    Run,
+    /// Print this node's fingerprint, one bare line, for `peer add` on other nodes.
+    Fingerprint,
+}
+
+/// `lockstep node init`
+#[derive(Debug, Args)]
+pub struct NodeInitArgs {
+    /// Name of the node, as its peers see it.
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// Address and port for other nodes.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: String,
+    /// Directory in which mirrors of other nodes' volumes are made. Without one this node takes no mirrors but on
+    /// devices offered in lockstep.toml.
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+}
+
+/// `lockstep peer`
+#[derive(Debug, Subcommand)]
+pub enum PeerCommand {
+    /// Trust another node: it may connect, and mirrors may be made on it. Do the same there.
+    Add(PeerAddArgs),
+    /// List the peers.
+    List(ListArgs),
+    /// Trust a node no more.
+    Remove(PeerRemoveArgs),
+}
+
+/// `lockstep peer add`
+#[derive(Debug, Args)]
+pub struct PeerAddArgs {
+    /// Name of the peer.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Where it listens.
+    #[arg(value_name = "ADDR:PORT")]
+    pub address: String,
+    /// What `lockstep node fingerprint` prints there.
+    #[arg(long, value_name = "FP")]
+    pub fingerprint: String,
+}
+
+/// `lockstep peer remove`
+#[derive(Debug, Args)]
+pub struct PeerRemoveArgs {
+    /// Name of the peer.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+/// `lockstep peer list`, `lockstep volume list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lockstep volume`
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume: its parts, and an ext4 file system over them.
+    Create(VolumeCreateArgs),
+    /// Take an existing ext4 file system as a volume and leave it as it is.
+    Adopt(VolumeAdoptArgs),
+    /// List the volumes of this node, as master or as mirror.
+    List(ListArgs),
+    /// Show everything about a volume.
+    Show(VolumeShowArgs),
+    /// Check a volume that is not mounted, with lockstep's own checks and with e2fsck -fn. Changes nothing.
+    Check(VolumeCheckArgs),
+    /// Change the size of a volume's buffer, which is its journal. The volume must not be mounted.
+    Tune(VolumeTuneArgs),
+    /// Forget a volume and delete the parts that lockstep made.
+    ///
+    /// Parts that were there before, and block devices, are never deleted. A volume that is mounted or has mirrors is
+    /// not deleted.
+    Delete(VolumeDeleteArgs),
+}
+
+/// `lockstep volume create`
+#[derive(Debug, Args)]
+pub struct VolumeCreateArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// A part: a file, created if missing, or a block device. Several make one address space, in this order.
+    #[arg(long = "part", value_name = "PATH=SIZE", required = true, value_parser = parse_part)]
+    pub parts: Vec<(PathBuf, u64)>,
+    /// Bytes of a block: 1024, 2048 or 4096; 4096 unless given.
+    #[arg(long, value_name = "N")]
+    pub block_size: Option<u32>,
+    /// Size of the buffer. 10 % of the volume unless given, at least 100M from 1G upwards, at most 4G.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub buffer: Option<u64>,
+}
+
+/// `lockstep volume adopt`
+#[derive(Debug, Args)]
+pub struct VolumeAdoptArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// A part: a file or a block device. Several make one address space, in this order.
+    #[arg(long = "part", value_name = "PATH", required = true)]
+    pub parts: Vec<PathBuf>,
+    /// New size of the buffer. Unless given, the journal stays as it is.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub buffer: Option<u64>,
+}
+
+/// `lockstep volume show`
+#[derive(Debug, Args)]
+pub struct VolumeShowArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lockstep volume check`
+#[derive(Debug, Args)]
+pub struct VolumeCheckArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+/// `lockstep volume tune`
+#[derive(Debug, Args)]
+pub struct VolumeTuneArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// New size of the buffer.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub buffer: u64,
+}
+
+/// `lockstep volume delete`
+#[derive(Debug, Args)]
+pub struct VolumeDeleteArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Only forget the volume; its parts stay.
+    #[arg(long)]
+    pub keep_parts: bool,
+}
+
+/// `lockstep mount`
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// An existing directory.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Refuse writes, on a master too.
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+/// `lockstep umount`
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+}
+
+/// `lockstep mirror`
+#[derive(Debug, Subcommand)]
+pub enum MirrorCommand {
+    /// Make a mirror of a volume on a peer. The volume may be mounted or not.
+    Create(MirrorCreateArgs),
+    /// Stop shipping to a mirror (IDLE). The buffer fills; writers are unaffected.
+    Pause(MirrorArgs),
+    /// Go on after a pause.
+    Continue(MirrorArgs),
+    /// Walk again from NEW and reuse what the mirror has; the way out of ERROR once its cause is mended.
+    Restart(MirrorRestartArgs),
+    /// Forget a mirror. Its parts stay on the peer until `volume delete` is given there.
+    Delete(MirrorArgs),
+}
+
+/// `lockstep mirror create`
+#[derive(Debug, Args)]
+pub struct MirrorCreateArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Name of the peer.
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+    /// Cap for copying, bytes a second (K M G T). Unless given, copying takes what the line has left.
+    #[arg(long, value_name = "BYTES_PER_S", value_parser = parse_rate)]
+    pub rate: Option<u64>,
+}
+
+/// `lockstep mirror pause`, `continue`, `delete`
+#[derive(Debug, Args)]
+pub struct MirrorArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Name of the peer.
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+}
+
+/// `lockstep mirror restart`
+#[derive(Debug, Args)]
+pub struct MirrorRestartArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Name of the peer.
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+    /// Let the peer give up what it keeps under this name: the copy of another volume, or one with another history.
+    /// It is overwritten.
+    #[arg(long)]
+    pub discard: bool,
+}
+
+/// `lockstep status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this volume.
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every second, until interrupted.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `lockstep progress`
+#[derive(Debug, Args)]
+pub struct ProgressArgs {
+    /// Only this volume.
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Only the mirror on this peer.
+    #[arg(value_name = "PEER", requires = "name")]
+    pub peer: Option<String>,
+}
+
+/// `lockstep events`
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on with what happens, until interrupted.
+    #[arg(long)]
+    pub follow: bool,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lockstep wait`
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Name of the peer; on the mirror's node, the master's.
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+    /// The state, as lockstep-states(7) lists them.
+    #[arg(value_name = "STATE", ignore_case = true, value_parser = state_names())]
+    pub state: String,
+    /// Give up after this many seconds. For ever unless given.
+    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    pub timeout: Option<std::time::Duration>,
+}
+
+/// `lockstep verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Only the mirror on this peer; all mirrors unless given.
+    #[arg(value_name = "PEER")]
+    pub peer: Option<String>,
+}
+
+/// `lockstep demo`
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Size of the volume.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    pub size: u64,
+    /// Leave both nodes running and both mounts up, and say what to try.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+fn parse_part(text: &str) -> Result<(PathBuf, u64), String> {
+    let (path, size) = text
+        .rsplit_once('=')
+        .ok_or("a part is PATH=SIZE, as /srv/data.img=20G")?;
+    if path.is_empty() {
+        return Err("a part is PATH=SIZE, and the path is empty".to_owned());
+    }
+    Ok((PathBuf::from(path), parse_size(size)?))
+}
+
+fn parse_seconds(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "a number of seconds is expected")?;
+    // A year: longer waits are no waits, and an f64 of any size does not fit a Duration.
+    if !(0.0..=31_536_000.0).contains(&seconds) {
+        return Err("between 0 and 31536000 seconds".to_owned());
+    }
+    Ok(std::time::Duration::from_secs_f64(seconds))
+}
+
+fn state_names() -> clap::builder::PossibleValuesParser {
+    states::State::ALL
+        .iter()
+        .map(|s| s.word())
+        .collect::<Vec<_>>()
+        .into()
+}

@@ -1,0 +1,230 @@
+//! Everything the running node has: configuration, key, catalogue, history, volumes.
+//!
+//! Owns the list of volumes and the signal that something in their views changed. Never does an operator's work: that
+//! is `requests` and `volumes`.
+
+use super::catalogue::{self, Catalogue};
+use super::config::Config;
+use super::engine::Engine;
+use super::history::{History, NewEvent};
+use super::host::VolumeHost;
+use super::keys::Identity;
+use super::link::Link;
+use super::protocol::{Status, VERSION, VolumeStatus};
+use super::refusal::{Code, Refusal};
+use super::state_dir::StateDir;
+use super::volumes;
+use parking_lot::RwLock;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+/// How long a stop waits for an operation that is under way on a volume.
+const CLOSE_WITHIN: Duration = Duration::from_secs(60);
+
+/// One volume of this node.
+pub type Host = VolumeHost<Engine>;
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its directory.
+    pub state: StateDir,
+    /// Its configuration, as it was at the start.
+    pub config: Config,
+    /// Its key.
+    pub identity: Identity,
+    /// Peers, volumes, mounts.
+    pub catalogue: catalogue::Store,
+    /// What happened.
+    pub history: History,
+    /// For tasks that other threads start.
+    pub runtime: Handle,
+    /// Lock order: held for moments, to look up or change the list; never while a host is worked on.
+    volumes: RwLock<BTreeMap<String, Arc<Host>>>,
+    changes: watch::Sender<u64>,
+    stopping: AtomicBool,
+}
+
+impl Node {
+    /// A node with no volume open yet.
+    pub fn new(
+        state: StateDir,
+        config: Config,
+        identity: Identity,
+        catalogue: catalogue::Store,
+        history: History,
+        runtime: Handle,
+    ) -> Arc<Node> {
+        Arc::new(Node {
+            state,
+            config,
+            identity,
+            catalogue,
+            history,
+            runtime,
+            volumes: RwLock::new(BTreeMap::new()),
+            changes: watch::Sender::new(0),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// The volume of that name.
+    pub fn host(&self, name: &str) -> Result<Arc<Host>, Refusal> {
+        let volumes = self.volumes.read();
+        volumes
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Refusal::no_volume(name))
+    }
+
+    /// Every volume, by name.
+    pub fn hosts(&self) -> Vec<Arc<Host>> {
+        self.volumes.read().values().cloned().collect()
+    }
+
+    /// Adds a volume; `None` when the name is taken.
+    pub fn add_host(&self, host: Host) -> Option<Arc<Host>> {
+        let mut volumes = self.volumes.write();
+        if volumes.contains_key(host.name()) {
+            return None;
+        }
+        let host = Arc::new(host);
+        volumes.insert(host.name().to_owned(), Arc::clone(&host));
+        drop(volumes);
+        self.changed();
+        Some(host)
+    }
+
+    /// Takes a volume out of the list.
+    pub fn remove_host(&self, name: &str) {
+        self.volumes.write().remove(name);
+        self.changed();
+    }
+
+    /// What `status` shows: views only, so that it answers whatever the volumes are busy with.
+    pub fn status(&self, only: Option<&str>) -> Result<Status, Refusal> {
+        let volumes = match only {
+            Some(name) => vec![self.host(name)?.view()],
+            None => self.hosts().iter().map(|h| h.view()).collect(),
+        };
+        Ok(Status {
+            version: VERSION,
+            node: self.config.name.clone(),
+            volumes,
+        })
+    }
+
+    /// Something in a view changed: whoever waits looks again.
+    pub fn changed(&self) {
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Changes what `status` shows of a volume, and wakes whoever waits for a change.
+    pub fn publish(&self, host: &Host, change: impl FnOnce(&mut VolumeStatus)) {
+        if host.publish(change) {
+            self.changed();
+        }
+    }
+
+    /// Hears of changes.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Changes the catalogue, durably.
+    pub fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Catalogue) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let changed = self.catalogue.update(change);
+        changed.map_err(|e| Refusal::io("the catalogue was not changed", e))?
+    }
+
+    /// Records an event.
+    pub fn record(&self, event: NewEvent) {
+        self.history.record(event);
+    }
+
+    /// No operator's request is begun from here on.
+    pub fn begin_stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.changed();
+    }
+
+    /// Whether the daemon is on its way down.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Refuses when the daemon is on its way down.
+    pub fn check_running(&self) -> Result<(), Refusal> {
+        if !self.is_stopping() {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Code::Stopping,
+            "the daemon is stopping",
+            "lockstep node run",
+        ))
+    }
+
+    /// Opens every volume of the catalogue, one after the other; a failure stops none of the others.
+    pub fn open_all(self: &Arc<Node>) {
+        let names: Vec<String> = self.catalogue.get().volumes.keys().cloned().collect();
+        // Every volume is shown from the start, also while an earlier one is being recovered.
+        let hosts: Vec<_> = names
+            .iter()
+            .filter_map(|n| volumes::add(self, n).ok())
+            .collect();
+        for host in hosts {
+            if self.is_stopping() {
+                return;
+            }
+            match host.hold("opening") {
+                // What went wrong is in the view and in the history.
+                Ok(mut held) => drop(held.open(self, &host)),
+                Err(busy) => tracing::warn!("{busy}"),
+            }
+        }
+    }
+
+    /// Closes every volume; the names of those that could not be closed in order.
+    pub fn close_all(self: &Arc<Node>) -> Vec<String> {
+        let drain = self.config.drain_timeout();
+        let closers: Vec<_> = self
+            .hosts()
+            .into_iter()
+            .map(|host| {
+                let node = Arc::clone(self);
+                // Side by side: each has its own mirrors to wait for.
+                std::thread::spawn(move || {
+                    let name = host.name().to_owned();
+                    let closed = host
+                        .hold_within("closing", CLOSE_WITHIN)
+                        .and_then(|mut held| held.close(&node, &host, drain));
+                    closed
+                        .map_err(|e| tracing::error!(volume = name, "{e}"))
+                        .map_err(|()| name)
+                })
+            })
+            .collect();
+        let ended = closers.into_iter().map(std::thread::JoinHandle::join);
+        ended
+            .filter_map(|closed| match closed {
+                Ok(Ok(())) => None,
+                Ok(Err(name)) => Some(name),
+                Err(_) => Some("a volume whose thread failed".to_owned()),
+            })
+            .collect()
+    }
+
+    /// A link of a known peer arrived.
+    pub fn incoming(self: &Arc<Node>, link: Link, place: OwnedSemaphorePermit) {
+        tracing::debug!(peer = link.peer, "nobody takes links yet");
+        drop((link, place));
+    }
+}
