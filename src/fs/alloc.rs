@@ -19,6 +19,11 @@ mod inode;
 mod quarantine;
 pub(crate) mod zones;
 
+#[cfg(test)]
+pub(crate) mod image;
+#[cfg(test)]
+mod tests;
+
 use crate::ext4::checksum::crc32c_raw;
 use crate::ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
 use crate::ext4::{Geometry, GroupDesc, Superblock};

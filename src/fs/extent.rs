@@ -14,6 +14,8 @@
 mod edit;
 mod node;
 mod remove;
+#[cfg(test)]
+mod tests;
 
 use crate::ext4::checksum::inode_seed;
 use crate::ext4::{self, Superblock};
