@@ -10,6 +10,7 @@
 #[macro_use]
 mod layout;
 
+pub mod acl;
 pub mod bitmap;
 pub mod checksum;
 pub mod corrupt;
@@ -21,9 +22,14 @@ pub mod file_type;
 pub mod geometry;
 pub mod group_desc;
 pub mod htree;
+pub mod indirect;
 pub mod inode;
+pub mod mmp;
+pub mod orphan_file;
 pub mod superblock;
+pub mod xattr;
 
+pub use acl::Acl;
 pub use corrupt::{Corrupt, EditError, Refused};
 pub use dirent::DirLayout;
 pub use dx_hash::{DxHash, HashVersion, Hasher};
@@ -34,4 +40,9 @@ pub use geometry::Geometry;
 pub use group_desc::GroupDesc;
 pub use htree::{DxBlock, DxEntry, DxInfo};
 pub use inode::Inode;
+pub use mmp::Mmp;
 pub use superblock::Superblock;
+pub use xattr::{Xattr, XattrSet};
+
+#[cfg(test)]
+mod tests;
