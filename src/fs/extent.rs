@@ -12,6 +12,8 @@
 //! Format: kernel `Documentation/filesystems/ext4/ifork.rst`.
 
 mod edit;
+#[cfg(test)]
+mod foreign;
 mod node;
 mod remove;
 #[cfg(test)]

@@ -157,6 +157,11 @@ impl TestFs {
         TestFs::open(dir, path, file)
     }
 
+    /// The image as it is on disk now, after another tool changed it.
+    pub fn reopen(self) -> TestFs {
+        TestFs::open(self.meta._dir, self.meta.path, self.meta.file)
+    }
+
     pub fn write_back(&mut self) {
         let size = u64::from(self.meta.sb.block_size());
         for (block, image) in std::mem::take(&mut self.meta.dirty) {

@@ -125,7 +125,10 @@ fn run(fs: &mut TestFs, ops: &[Op]) {
                     _ => goal,
                 };
                 let range = fs.alloc(BlockNo(goal), 1, room as u32).unwrap();
+                fs.meta.touched.clear();
+                let credits = insert_credits(&file.root);
                 file.insert(fs, at, range, unwritten).unwrap();
+                assert!(fs.meta.touched.len() <= credits);
                 for (i, block) in range.blocks().enumerate() {
                     model.insert(at + i as u32, (block.0, unwritten));
                 }
@@ -182,7 +185,10 @@ fn scattered(fs: &mut TestFs, count: u32, order: impl Fn(u32) -> u32) -> (TestFi
     let mut model = Model::new();
     for i in at {
         let range = fs.alloc(BlockNo(0), 1, 1).unwrap();
+        fs.meta.touched.clear();
+        let credits = insert_credits(&file.root);
         file.insert(fs, i * 2, range, i % 3 == 0).unwrap();
+        assert!(fs.meta.touched.len() <= credits);
         model.insert(i * 2, (range.start.0, i % 3 == 0));
     }
     (file, model)
