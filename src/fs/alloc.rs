@@ -37,6 +37,13 @@ use zones::{Zones, corrupt_group};
 pub use block::BlockRequest;
 pub use inode::{InodeRequest, InodeSlot};
 
+/// Most blocks that [`Allocator::alloc_blocks`] changes: bitmap, descriptor, superblock. Freeing changes as many for each group
+/// that the range touches.
+pub const ALLOC_BLOCKS_CREDITS: usize = 3;
+/// Most blocks that [`Allocator::alloc_inode`] and writing the inode change: both bitmaps (the group may be new), descriptor,
+/// superblock, inode table.
+pub const ALLOC_INODE_CREDITS: usize = 5;
+
 /// What the allocator stands on: blocks of the running transaction, without allocation.
 pub trait MetaBlocks {
     /// The volume's superblock. Its counts may be old: the allocator has its own.

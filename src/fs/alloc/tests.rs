@@ -1,3 +1,6 @@
+// A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 
 use super::image::{TestFile, TestFs, store_and_check};
@@ -162,7 +165,10 @@ fn work(args: &[&str], seed: u64, rounds: u32) {
                 }
                 let (goal, max) = (dice.roll(count), 1 + dice.roll(300) as u32);
                 let at = files[i].end as u32 + dice.roll(2) as u32;
-                match fs.alloc_now(goal, 1, max) {
+                fs.meta.touched.clear();
+                let taken = fs.alloc_now(goal, 1, max);
+                assert!(fs.meta.touched.len() <= ALLOC_BLOCKS_CREDITS);
+                match taken {
                     Ok(range) => files[i].insert(&mut fs, at, range, round % 5 == 0).unwrap(),
                     Err(AllocError::Quarantined { blocks }) => {
                         assert_eq!(blocks, fs.allocator.quarantined_blocks());
@@ -398,7 +404,10 @@ fn every_inode_can_be_used_and_freed() {
                 top_level: false,
                 seed,
             };
-            match fs.allocator.alloc_inode(&mut fs.meta, &request) {
+            fs.meta.touched.clear();
+            let taken = fs.allocator.alloc_inode(&mut fs.meta, &request);
+            assert!(fs.meta.touched.len() < ALLOC_INODE_CREDITS);
+            match taken {
                 Ok(slot) => {
                     assert!(slot.ino.0 >= 11 && inos.insert(slot.ino));
                     fresh += u64::from(slot.fresh_block);

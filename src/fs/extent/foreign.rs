@@ -1,6 +1,9 @@
 //! Trees and pointer maps that somebody else wrote: mke2fs copies sparse files into an image, debugfs says where their blocks
 //! are.
 
+// A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used)]
+
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -116,7 +119,7 @@ fn a_pointer_out_of_the_volume_or_into_metadata_is_corrupt() {
 
 #[test]
 fn a_resized_volume_is_understood() {
-    let mut fs = TestFs::make(16, &["-b", "1024", "-g", "1024"]);
+    let fs = TestFs::make(16, &["-b", "1024", "-g", "1024"]);
     let file = std::fs::OpenOptions::new()
         .write(true)
         .open(&fs.meta.path)

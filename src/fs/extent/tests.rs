@@ -1,3 +1,6 @@
+// A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
 
