@@ -79,7 +79,7 @@ impl Journal {
         while !rest.is_empty() {
             let (plans, total) = self.plan_group(rest, group_blocks)?;
             if self.keeper.read().is_some() && self.state.read().saved.is_none() {
-                self.save_tail()?;
+                self.save_tail(true)?;
             }
             self.ensure_space(total)?;
             let (group, later) = rest.split_at(plans.len());
@@ -182,7 +182,7 @@ impl Journal {
         let state = self.state.read();
         // One block stays free, so that a full log and an empty one differ.
         let room = self.log.capacity() - 1;
-        let behind = |pos: Pos| room - (state.head - pos);
+        let behind = |pos: Pos| room.saturating_sub(state.head - pos);
         let by_checkpoint = behind(state.durable_tail.pos);
         let by_mirrors = behind(state.mirror_limit(keeper));
         (by_checkpoint.min(by_mirrors), by_checkpoint, by_mirrors)
@@ -204,7 +204,7 @@ impl Journal {
                 && could > 0
                 && (by_mirrors < need || (by_mirrors < half && could >= half / 2))
             {
-                self.save_tail()?;
+                self.save_tail(true)?;
                 by_mirrors = self.free_blocks().2;
             }
             if by_checkpoint < need {
@@ -234,7 +234,9 @@ impl Journal {
                 })
             };
             tracing::debug!(need, by_checkpoint, by_mirrors, "the log is full");
-            if before_room == Some(now) || !self.make_room()? {
+            let held_by_consumers =
+                by_mirrors < need || self.state.read().overlay.is_held_by_pins();
+            if before_room == Some(now) || !held_by_consumers || !self.make_room()? {
                 return Err(full());
             }
             before_room = Some(now);
@@ -250,7 +252,7 @@ impl Journal {
         let (format, generation, head, first_tid, live) = {
             let mut state = self.state.write();
             let end = state.head + total;
-            state.forget_before(end.saturating_sub(self.log.capacity()));
+            state.forget_before((end + 1).saturating_sub(self.log.capacity()));
             (
                 state.format,
                 state.generation,
@@ -381,7 +383,11 @@ fn plan(
 }
 
 /// How many records and payload bytes each revoke block takes: records first, the payload behind the last of them.
-fn split_revokes(format: &LogFormat, mut records: usize, mut bytes: usize) -> Vec<(usize, usize)> {
+pub(super) fn split_revokes(
+    format: &LogFormat,
+    mut records: usize,
+    mut bytes: usize,
+) -> Vec<(usize, usize)> {
     /// A part smaller than this is not begun behind records.
     const WORTHWHILE: usize = 64;
     const _: () = assert!(REVOKE_HEADER_SIZE > HEADER_SIZE);
@@ -475,13 +481,4 @@ fn write_revokes(
         writer.push(&format.encode_revoke(tid, now, &behind))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-pub(super) fn split_revokes_for_tests(
-    format: &LogFormat,
-    records: usize,
-    bytes: usize,
-) -> Vec<(usize, usize)> {
-    split_revokes(format, records, bytes)
 }

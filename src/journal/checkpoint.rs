@@ -198,7 +198,7 @@ impl Journal {
         let _commit = self.commit.lock();
         self.empty_log()?;
         self.state.write().open = false;
-        self.save_tail()?;
+        self.save_tail(true)?;
         let state = self.state.read();
         Ok(LogHead {
             log_block: self.log.block_at(state.head),

@@ -156,9 +156,14 @@ impl Journal {
             .s_head()
             .and_then(|head| log.pos_from(head, lap))
             .unwrap_or(lap);
+        let mut next_tid = sb.s_sequence();
+        if sb.s_head().is_none() && next_tid > 1 {
+            // Something else replayed the log (e2fsck), and it does not look for what a cut group left behind the end.
+            next_tid = next_tid.wrapping_add(append::MAX_GROUP);
+        }
         let tail = Tail {
             pos: head,
-            tid: sb.s_sequence(),
+            tid: next_tid,
         };
         let state = State {
             format: sb.format(),
@@ -172,7 +177,7 @@ impl Journal {
             open: false,
             live: sb.s_start().0 != 0,
             head,
-            next_tid: sb.s_sequence(),
+            next_tid,
             last: base,
             chain: 0,
             published: base,
@@ -206,9 +211,10 @@ impl Journal {
         })
     }
 
-    /// Whether the log holds transactions that may not be home: s_start is not 0.
+    /// Whether the log was left with transactions that may not be home: s_start is not 0, and not by this opening.
     pub fn needs_recovery(&self) -> bool {
-        self.superblock.lock().s_start().0 != 0
+        let start = self.superblock.lock().s_start();
+        start.0 != 0 && !self.state.read().open
     }
 
     /// s_errno as it was found: not 0 when the journal was aborted while last open, and the volume wants a check.

@@ -69,6 +69,11 @@ impl Overlay {
         self.waiting.is_empty()
     }
 
+    /// Whether an entry is kept from going home by a pin.
+    pub fn is_held_by_pins(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
     /// Takes a newer image; returns whose it replaced.
     pub fn insert(&mut self, entry: Entry) -> Option<Txid> {
         let block = entry.logged.block;

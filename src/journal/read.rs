@@ -48,14 +48,12 @@ impl Journal {
                 return Ok(());
             }
             self.read_home(start, &missing, buf)?;
-            let moved = {
-                let state = self.state.read();
-                let moved = state
-                    .overlay
-                    .range(range)
-                    .any(|(block, _)| missing[(block.0 - start.0) as usize]);
-                moved
-            };
+            let moved = self
+                .state
+                .read()
+                .overlay
+                .range(range)
+                .any(|(block, _)| missing[(block.0 - start.0) as usize]);
             if !moved || turn + 1 == TURNS {
                 break;
             }

@@ -209,7 +209,8 @@ impl Journal {
             let mut state = self.state.write();
             state.begin(format, generation, first, &self.log);
         }
-        self.save_tail()
+        // The tail stays where it was saved: consumers may be named later.
+        self.save_tail(false)
     }
 }
 

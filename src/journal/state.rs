@@ -314,9 +314,19 @@ impl State {
         dropped
     }
 
-    /// The mirror tail that could be saved now, with the segments from it on.
-    pub fn saveable(&self, log: &Log) -> (MirrorTail, Pos, Vec<(Segment, Pos)>) {
-        let (pos, txid, generation) = self.needed();
+    /// The mirror tail that could be saved now, or with `advance` false the one that is, with the segments from it on.
+    pub fn saveable(&self, log: &Log, advance: bool) -> (MirrorTail, Pos, Vec<(Segment, Pos)>) {
+        let (pos, txid, generation) = match self.saved {
+            Some(saved) if !advance => {
+                let at = self.txns.partition_point(|t| t.start < saved);
+                self.txns
+                    .get(at)
+                    .map_or((self.head, self.last.next(), self.generation), |t| {
+                        (t.start, t.txid, t.generation)
+                    })
+            }
+            _ => self.needed(),
+        };
         let tail = MirrorTail {
             log_block: log.block_at(pos),
             txid,

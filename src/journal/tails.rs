@@ -139,12 +139,13 @@ impl Journal {
         ))
     }
 
-    /// Saves the mirror tail at what consumers need now. With `commit` held.
-    pub(super) fn save_tail(&self) -> Result<(), JournalError> {
+    /// Saves the mirror tail and the segments: at what consumers need now, or, without `advance`, where it was saved
+    /// last. With `commit` held.
+    pub(super) fn save_tail(&self, advance: bool) -> Result<(), JournalError> {
         let Some(keeper) = self.keeper.read().clone() else {
             return Ok(());
         };
-        let (tail, pos, segments) = self.state.read().saveable(&self.log);
+        let (tail, pos, segments) = self.state.read().saveable(&self.log, advance);
         let plain: Vec<Segment> = segments.iter().map(|(s, _)| *s).collect();
         keeper.save_tail(Some(tail), &plain)?;
         let mut state = self.state.write();
