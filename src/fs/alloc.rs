@@ -17,6 +17,7 @@ pub(crate) mod bits;
 mod block;
 mod inode;
 mod quarantine;
+mod reserve;
 pub(crate) mod zones;
 
 #[cfg(test)]

@@ -1,99 +1,23 @@
 //! What the engine says of an inode, and what a caller may ask to change or to make. Owns the plain types of the
 //! engine's interface; no behaviour, no on-disk form.
 
+pub use crate::ext4::FileType as FileKind;
 use crate::io::Timespec;
 use crate::units::Ino;
 
 /// The `S_IFMT` part of a mode.
-pub const S_IFMT: u32 = 0o170000;
-/// A regular file.
-pub const S_IFREG: u32 = 0o100000;
+pub(crate) const S_IFMT: u32 = 0o170000;
 /// A directory.
-pub const S_IFDIR: u32 = 0o040000;
-/// A symbolic link.
-pub const S_IFLNK: u32 = 0o120000;
-/// A block device.
-pub const S_IFBLK: u32 = 0o060000;
-/// A character device.
-pub const S_IFCHR: u32 = 0o020000;
-/// A named pipe.
-pub const S_IFIFO: u32 = 0o010000;
-/// A socket.
-pub const S_IFSOCK: u32 = 0o140000;
+pub(crate) const S_IFDIR: u32 = 0o040000;
 /// Set user id on execution.
-pub const S_ISUID: u32 = 0o4000;
+pub(crate) const S_ISUID: u32 = 0o4000;
 /// Set group id on execution; on a directory, new names inherit its group.
-pub const S_ISGID: u32 = 0o2000;
+pub(crate) const S_ISGID: u32 = 0o2000;
 /// Group execution.
-pub const S_IXGRP: u32 = 0o010;
+pub(crate) const S_IXGRP: u32 = 0o010;
 
 /// The longest name of a directory entry, in bytes.
 pub const NAME_MAX: usize = 255;
-
-/// What an inode is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FileKind {
-    /// A regular file.
-    Regular,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-    /// A block device.
-    BlockDevice,
-    /// A character device.
-    CharDevice,
-    /// A named pipe.
-    Fifo,
-    /// A socket.
-    Socket,
-    /// A directory entry that does not say (no `filetype` feature), or an unknown code.
-    Unknown,
-}
-
-impl FileKind {
-    /// The kind in a mode's `S_IFMT` bits.
-    pub fn of_mode(mode: u32) -> FileKind {
-        match mode & S_IFMT {
-            S_IFREG => FileKind::Regular,
-            S_IFDIR => FileKind::Directory,
-            S_IFLNK => FileKind::Symlink,
-            S_IFBLK => FileKind::BlockDevice,
-            S_IFCHR => FileKind::CharDevice,
-            S_IFIFO => FileKind::Fifo,
-            S_IFSOCK => FileKind::Socket,
-            _ => FileKind::Unknown,
-        }
-    }
-
-    /// The code of a directory entry's `file_type`.
-    pub fn dirent_code(self) -> u8 {
-        match self {
-            FileKind::Unknown => 0,
-            FileKind::Regular => 1,
-            FileKind::Directory => 2,
-            FileKind::CharDevice => 3,
-            FileKind::BlockDevice => 4,
-            FileKind::Fifo => 5,
-            FileKind::Socket => 6,
-            FileKind::Symlink => 7,
-        }
-    }
-
-    /// The kind of a directory entry's `file_type`; unknown codes are `Unknown`.
-    pub fn of_dirent_code(code: u8) -> FileKind {
-        match code {
-            1 => FileKind::Regular,
-            2 => FileKind::Directory,
-            3 => FileKind::CharDevice,
-            4 => FileKind::BlockDevice,
-            5 => FileKind::Fifo,
-            6 => FileKind::Socket,
-            7 => FileKind::Symlink,
-            _ => FileKind::Unknown,
-        }
-    }
-}
 
 /// What stat tells of an inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +57,7 @@ pub struct Attr {
 impl Attr {
     /// What the inode is.
     pub fn kind(&self) -> FileKind {
-        FileKind::of_mode(self.mode)
+        FileKind::from_mode(self.mode as u16)
     }
 }
 

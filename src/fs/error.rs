@@ -1,6 +1,10 @@
 //! What can go wrong in the engine, and its errno. One table chooses the errno.
 
+use std::io;
+
+use crate::journal::JournalError;
 use crate::units::{BlockNo, Ino};
+use crate::volume::VolumeError;
 
 /// An error of a file system operation.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,52 @@ pub enum FsError {
     /// The journal gave up after an earlier write error.
     #[error("the journal was aborted: {0}")]
     Aborted(String),
+    /// The volume was closed.
+    #[error("the volume was closed")]
+    Closed,
+}
+
+impl From<VolumeError> for FsError {
+    fn from(error: VolumeError) -> FsError {
+        if error.is_full() {
+            // A sparse part whose own file system is full.
+            return FsError::NoSpace;
+        }
+        let kind = match &error {
+            VolumeError::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        FsError::Io {
+            context: "the volume".into(),
+            source: io::Error::new(kind, error),
+        }
+    }
+}
+
+impl From<JournalError> for FsError {
+    fn from(error: JournalError) -> FsError {
+        match error {
+            JournalError::Corrupt { .. } => FsError::Corrupt {
+                what: "journal",
+                ino: None,
+                block: None,
+                detail: error.to_string(),
+            },
+            JournalError::Unsupported(what) => FsError::Unsupported(format!("journal: {what}")),
+            JournalError::Io { context, source } => match FsError::from(source) {
+                FsError::Io { source, .. } => FsError::Io {
+                    context: format!("journal: {context}"),
+                    source,
+                },
+                other => other,
+            },
+            JournalError::Keeper(_) | JournalError::Refused(_) => FsError::Io {
+                context: "journal".into(),
+                source: io::Error::other(error),
+            },
+            JournalError::Aborted(cause) => FsError::Aborted(cause.to_string()),
+        }
+    }
 }
 
 impl FsError {
@@ -58,6 +108,7 @@ impl FsError {
             FsError::NoSpace => libc::ENOSPC,
             FsError::Stale => libc::ESTALE,
             FsError::ReadOnly | FsError::Aborted(_) => libc::EROFS,
+            FsError::Closed => libc::ESHUTDOWN,
         }
     }
 }

@@ -237,6 +237,13 @@ impl Journal {
         self.state.read().last
     }
 
+    /// The id that the next transaction may have at least: above every committed one, and not below the segment's first.
+    pub fn next_txid(&self) -> Txid {
+        let state = self.state.read();
+        let first = state.segments.last().map_or(Txid(0), |(s, _)| s.first_txid);
+        state.last.next().max(first)
+    }
+
     /// The last transaction that reading sees.
     pub fn last_published(&self) -> Txid {
         self.state.read().published

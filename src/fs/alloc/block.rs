@@ -28,14 +28,14 @@ pub struct BlockRequest {
 
 /// A part of a range that lies in one group.
 #[derive(Clone, Copy)]
-struct Piece {
-    group: usize,
-    start: u32,
-    range: BlockRange,
+pub(super) struct Piece {
+    pub(super) group: usize,
+    pub(super) start: u32,
+    pub(super) range: BlockRange,
 }
 
 impl Piece {
-    fn run(&self) -> Run {
+    pub(super) fn run(&self) -> Run {
         Run {
             start: self.start,
             len: self.range.len as u32,
@@ -83,7 +83,7 @@ impl Allocator {
     }
 
     /// A run of `min..=want` usable blocks.
-    fn search<M: MetaBlocks + ?Sized>(
+    pub(super) fn search<M: MetaBlocks + ?Sized>(
         &mut self,
         meta: &M,
         goal: BlockNo,
@@ -223,7 +223,7 @@ impl Allocator {
     }
 
     /// Marks a run as in use.
-    fn take<M: MetaBlocks + ?Sized>(
+    pub(super) fn take<M: MetaBlocks + ?Sized>(
         &mut self,
         meta: &mut M,
         group: usize,
@@ -239,7 +239,7 @@ impl Allocator {
     }
 
     /// The longest run can not be longer than what is usable.
-    fn bound(&mut self, group: usize) {
+    pub(super) fn bound(&mut self, group: usize) {
         let usable = self.usable(group);
         let g = &mut self.groups[group];
         g.largest = g.largest.min(usable);
@@ -363,7 +363,7 @@ impl Allocator {
     }
 
     /// The range by groups.
-    fn pieces(&self, range: BlockRange) -> Result<Vec<Piece>, FsError> {
+    pub(super) fn pieces(&self, range: BlockRange) -> Result<Vec<Piece>, FsError> {
         let end = range.start.0.checked_add(range.len);
         if range.len == 0 || end.is_none_or(|end| end > self.geometry.blocks_count) {
             return Err(corrupt_free(range, "it is not in the volume"));

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::bits::{self, View};
+use crate::fs::running::subtract;
 use crate::units::{BlockRange, Txid};
 
 #[derive(Debug, Default)]
@@ -71,6 +72,16 @@ impl Quarantine {
         let later = self.by_txid.split_off(&through.next());
         let released = std::mem::replace(&mut self.by_txid, later);
         released.into_values().flatten().collect()
+    }
+
+    /// Takes a range out of what was added for `txid`; `remove` must follow for it.
+    pub(super) fn withdraw(&mut self, txid: Txid, range: BlockRange) {
+        if let Some(ranges) = self.by_txid.get_mut(&txid) {
+            subtract(ranges, range);
+            if ranges.is_empty() {
+                self.by_txid.remove(&txid);
+            }
+        }
     }
 
     /// Completes [`Quarantine::take`] for a part of a range.

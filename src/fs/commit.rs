@@ -1,0 +1,222 @@
+//! Making changes durable: closing the running transaction, group commit, fsync, the timer, and giving up after a write
+//! error. Owns the commit lock. Callers that wait for the lock find, as a rule, that the commit before theirs took
+//! their changes along.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tracing::{error, warn};
+
+use crate::fs::{Fs, FsError, FsRole};
+use crate::units::{Ino, Txid};
+
+/// Blocks that one `commit_step` checkpoints at most, so that it comes back to its timer soon.
+const CHECKPOINT_BLOCKS: usize = 1024;
+
+/// What `commit_step` did, and when it wants to be called again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Monotonic time at which to call again at the latest.
+    pub next: Duration,
+    /// The transaction that was committed, if one was due.
+    pub committed: Option<Txid>,
+    /// Committed blocks wait to be written home.
+    pub checkpointing: bool,
+}
+
+impl Fs {
+    /// The last transaction that is durable here.
+    pub fn committed(&self) -> Txid {
+        Txid(self.committed.load(Ordering::Acquire))
+    }
+
+    /// Makes the inode's changes durable, names included; `datasync`: only what is needed to read its data back. Returns the
+    /// transaction that a mirror must have before it has them too. Called from many threads, one commit serves them all.
+    pub fn fsync(&self, ino: Ino, datasync: bool) -> Result<Txid, FsError> {
+        let Some(inode) = self.inodes.find(ino) else {
+            // Not in the table: what changed is committed, and no data went home since.
+            self.flush_home()?;
+            return Ok(self.committed());
+        };
+        let target = inode.last_change(datasync);
+        if target > self.committed() {
+            self.commit_through(target)?;
+        } else {
+            self.flush_home()?;
+        }
+        Ok(target)
+    }
+
+    /// Makes every change durable.
+    pub fn sync(&self) -> Result<Txid, FsError> {
+        let running = {
+            let meta = self.meta.read();
+            meta.running.txid
+        };
+        self.commit_through(running)
+    }
+
+    /// Data that was overwritten at home, and whatever else is in the disk's cache.
+    fn flush_home(&self) -> Result<(), FsError> {
+        if self.role != FsRole::Master {
+            return Ok(());
+        }
+        Ok(self.volume.flush()?)
+    }
+
+    /// Returns once `want` (or, if nothing was left to commit, everything before it) is durable.
+    pub(crate) fn commit_through(&self, want: Txid) -> Result<Txid, FsError> {
+        if self.committed() >= want {
+            return Ok(self.committed());
+        }
+        let committer = self.commit.lock();
+        if self.committed() >= want {
+            return Ok(self.committed());
+        }
+        let committed = self.commit_locked();
+        drop(committer);
+        self.tell(committed?)
+    }
+
+    /// Calls the hooks of a commit, with no lock held.
+    fn tell(&self, committed: Option<Txid>) -> Result<Txid, FsError> {
+        if let Some(txid) = committed {
+            for hook in self.on_commit.read().iter() {
+                hook(txid);
+            }
+        }
+        Ok(self.committed())
+    }
+
+    /// Commits the running transaction if it has anything. The caller holds the commit lock.
+    pub(crate) fn commit_locked(&self) -> Result<Option<Txid>, FsError> {
+        let mut txn = {
+            let mut meta = self.meta.write();
+            self.check_alive()?;
+            let Some(txn) = meta.close_running(self)? else {
+                drop(meta);
+                self.flush_home()?;
+                return Ok(None);
+            };
+            txn
+        };
+        let txid = txn.txid;
+        if let Err(e) = self.journal.commit(&mut txn) {
+            // The images stay visible: what was read back once must not change under a reader.
+            self.give_up(&e);
+            return Err(e.into());
+        }
+        let mut meta = self.meta.write();
+        meta.finish_commit(self);
+        self.committed.store(txid.0, Ordering::Release);
+        Ok(Some(txid))
+    }
+}
+
+impl Fs {
+    /// Commits what is there, unless somebody else is committing: called by whoever filled the transaction half, so that
+    /// others go on in the next one meanwhile.
+    pub(crate) fn commit_if_idle(&self) {
+        let Some(committer) = self.commit.try_lock() else {
+            return;
+        };
+        let committed = self.commit_locked();
+        drop(committer);
+        // An error stays: every later change and every fsync gets it.
+        if let Err(e) = committed.and_then(|txid| self.tell(txid)) {
+            warn!(error = %e, "commit failed");
+        }
+    }
+
+    /// Commits when due and checkpoints a little; says when to call again. `now`: monotonic time.
+    pub fn commit_step(&self, now: Duration) -> Result<Step, FsError> {
+        let mut step = Step {
+            next: now + self.commit_interval,
+            committed: None,
+            checkpointing: false,
+        };
+        if self.role == FsRole::ReadOnly {
+            return Ok(step);
+        }
+        if self.role == FsRole::Master {
+            self.refresh_mmp(now)?;
+            let due = {
+                let meta = self.meta.read();
+                if meta.closed {
+                    return Err(FsError::Closed);
+                }
+                meta.running.since.map(|since| since + self.commit_interval)
+            };
+            match due {
+                Some(due) if due <= now => {
+                    let committer = self.commit.lock();
+                    let committed = self.commit_locked();
+                    drop(committer);
+                    step.committed = committed?;
+                    self.tell(step.committed)?;
+                }
+                Some(due) => step.next = due,
+                None => {}
+            }
+        }
+        let checkpoint = self.journal.checkpoint(CHECKPOINT_BLOCKS)?;
+        if !checkpoint.done {
+            step.checkpointing = true;
+            step.next = now;
+        }
+        if self.role == FsRole::Master {
+            self.release_blocks();
+        }
+        Ok(step)
+    }
+
+    /// Lets the allocator have what mirrors no longer need.
+    fn release_blocks(&self) {
+        let released = self.journal.released();
+        let waits = {
+            let meta = self.meta.read();
+            let alloc = meta.alloc.as_ref();
+            alloc.is_some_and(|alloc| alloc.quarantined_blocks() > 0)
+        };
+        if waits {
+            self.meta.write().release(released);
+        }
+    }
+
+    /// Calls `f` after every commit, with no lock held.
+    pub fn on_commit(&self, f: Box<dyn Fn(Txid) + Send + Sync>) {
+        self.on_commit.write().push(f);
+    }
+
+    /// Calls `f`, with no metadata lock held, when the allocator needs space that only mirrors still need.
+    pub fn set_low_space_hook(&self, f: Box<dyn Fn() + Send + Sync>) {
+        *self.low_space.write() = Some(f);
+    }
+
+    /// Overwrites go by value (true: a mirror exists in any state) or straight home. On return the running transaction is
+    /// durable, and everything after it follows the new rule. (Going home needs no more than that: a block of which the
+    /// log still holds an image goes by value until it does not.)
+    pub fn set_mirrored(&self, mirrored: bool) -> Result<(), FsError> {
+        {
+            // Waits for data that is being overwritten at home.
+            let mut gate = self.mirrored.write();
+            *gate = mirrored;
+        }
+        self.sync()?;
+        Ok(())
+    }
+
+    /// Every later change fails; reading goes on. For errors that leave in doubt what is durable or what is in memory.
+    pub(crate) fn give_up(&self, why: &dyn std::fmt::Display) {
+        error!(error = %why, "the volume is read-only from here on");
+        let _ = self.failed.set(why.to_string());
+    }
+
+    /// An error once a commit failed.
+    pub(crate) fn check_alive(&self) -> Result<(), FsError> {
+        match self.failed.get() {
+            Some(why) => Err(FsError::Aborted(why.clone())),
+            None => Ok(()),
+        }
+    }
+}

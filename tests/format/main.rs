@@ -1,0 +1,10 @@
+//! The engine against other people's ext4: images that the kernel filled are read, images that the engine filled are
+//! checked by e2fsck and read by the kernel.
+
+#[path = "../testkit/mod.rs"]
+mod testkit;
+
+mod engine;
+
+mod kernel_filled;
+mod written;

@@ -1,0 +1,1 @@
+//! Images that the engine writes, judged by e2fsck and by the kernel.
