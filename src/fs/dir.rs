@@ -9,29 +9,17 @@
 //! What a change touches, in blocks of the directory: `remove`, `replace`: one; `insert`: at most the leaf, a new leaf,
 //! and per index level the node, a new node and its parent.
 
-mod leaf;
 mod read;
 
 pub use read::{ReadEntry, read};
 
-pub(crate) use leaf::Entry;
-pub(crate) mod block {
-    //! What the index needs of a block of entries.
-    pub(crate) use super::leaf::{entries, find, insert_at, pack, put, room, size_of, used_bytes};
-}
-
 use crate::ext4::checksum::inode_seed;
-use crate::ext4::inode::flags;
-use crate::ext4::{FileType, Superblock};
-use crate::fs::nouns::dirent;
+use crate::ext4::dirent::Entry;
+use crate::ext4::inode::flags::INDEX;
+use crate::ext4::{Corrupt, DirLayout, EditError, FileType, Refused, Superblock};
 use crate::fs::{FsError, htree};
 use crate::journal::Image;
 use crate::units::{FileBlock, Ino};
-
-use flags::INDEX;
-
-/// Bytes of the checksum tail of a block of entries, with metadata_csum.
-const TAIL_BYTES: usize = 12;
 
 /// A directory's blocks and what of its inode they depend on. The engine implements it over extents.
 pub trait DirFile {
@@ -84,46 +72,35 @@ pub(crate) struct Layout {
     pub ino: Ino,
     /// Bytes of a block.
     pub block_size: usize,
-    /// Bytes of a block that hold entries.
-    pub usable: usize,
-    /// The inode's checksum seed, with metadata_csum.
-    pub seed: Option<u32>,
-    /// The `filetype` feature.
-    pub filetype: bool,
+    /// How blocks of entries are laid out.
+    pub dirs: DirLayout,
+    /// The inode's checksum seed.
+    pub seed: u32,
     /// The `dir_index` feature.
     pub dir_index: bool,
     /// The directory says it has an index and the volume allows it.
     pub indexed: bool,
+    /// The directory says it has an index.
+    pub flagged: bool,
     /// Blocks of the directory.
     pub blocks: u32,
-    /// `s_inodes_count`.
-    pub inodes: u32,
 }
 
 impl Layout {
     pub fn of(dir: &impl DirFile) -> Layout {
         let sb = dir.sb();
-        let seed = sb
-            .has_metadata_csum()
-            .then(|| inode_seed(sb.csum_seed(), dir.ino(), dir.generation()));
-        let block_size = sb.block_size() as usize;
         let dir_index = sb.has_dir_index();
+        let flagged = dir.flags() & INDEX != 0;
         Layout {
             ino: dir.ino(),
-            block_size,
-            usable: block_size - if seed.is_some() { TAIL_BYTES } else { 0 },
-            seed,
-            filetype: sb.has_filetype(),
+            block_size: sb.block_size() as usize,
+            dirs: DirLayout::new(sb),
+            seed: inode_seed(sb.csum_seed(), dir.ino(), dir.generation()),
             dir_index,
-            indexed: dir_index && dir.flags() & INDEX != 0,
+            indexed: dir_index && flagged,
+            flagged,
             blocks: dir.blocks_count(),
-            inodes: sb.s_inodes_count(),
         }
-    }
-
-    /// The type to store for a file of type `file_type`.
-    pub fn stored_type(&self, file_type: FileType) -> u8 {
-        if self.filetype { file_type.code() } else { 0 }
     }
 
     /// The error for a block that ext4 does not allow.
@@ -136,64 +113,104 @@ impl Layout {
         }
     }
 
+    /// The error for a change within a block that could not be made.
+    pub fn edit_error(&self, block: FileBlock, why: EditError) -> FsError {
+        match why {
+            EditError::Refused(Refused::Exists) => FsError::Refused(libc::EEXIST),
+            EditError::Refused(Refused::NotFound) => FsError::Refused(libc::ENOENT),
+            other => self.corrupt(block, other),
+        }
+    }
+
     /// Checks the tail of a block of entries.
     pub fn verify(&self, block: FileBlock, bytes: &[u8]) -> Result<(), FsError> {
+        self.check_len(block, bytes)?;
+        self.dirs
+            .verify(self.seed, bytes)
+            .map_err(|why| self.corrupt(block, why))
+    }
+
+    /// Every block has the volume's size, whoever supplies it.
+    pub fn check_len(&self, block: FileBlock, bytes: &[u8]) -> Result<(), FsError> {
         if bytes.len() != self.block_size {
             return Err(self.corrupt(block, "not one block long"));
-        }
-        if let Some(seed) = self.seed {
-            dirent::check_tail(seed, bytes).map_err(|detail| self.corrupt(block, detail))?;
         }
         Ok(())
     }
 
     /// Writes the tail of a block of entries.
-    pub fn seal(&self, bytes: &mut [u8]) {
-        if let Some(seed) = self.seed {
-            dirent::put_tail(seed, bytes);
-        }
+    pub fn seal(&self, block: FileBlock, bytes: &mut [u8]) -> Result<(), FsError> {
+        self.dirs
+            .update(self.seed, bytes)
+            .map_err(|why| self.corrupt(block, why))
     }
 
-    /// The inode number of an entry, checked.
-    pub fn entry_ino(&self, block: FileBlock, entry: &Entry<'_>) -> Result<Ino, FsError> {
-        if entry.ino == 0 || entry.ino > self.inodes {
-            return Err(self.corrupt(
-                block,
-                format_args!(
-                    "the entry at byte {} names inode {} of {}",
-                    entry.offset, entry.ino, self.inodes
-                ),
-            ));
+    /// An entry in use as the caller sees it; `None` for one that is not.
+    pub fn found(&self, block: FileBlock, entry: &Entry<'_>) -> Result<Option<Found>, FsError> {
+        let Some(ino) = entry.ino else {
+            return Ok(None);
+        };
+        if entry.name.is_empty() || entry.name.iter().any(|&b| b == 0 || b == b'/') {
+            let detail = format!("the name at byte {} is none", entry.offset);
+            return Err(self.corrupt(block, detail));
         }
-        Ok(Ino(entry.ino))
-    }
-
-    /// An entry as the caller sees it.
-    pub fn found(&self, block: FileBlock, entry: &Entry<'_>) -> Result<Found, FsError> {
-        Ok(Found {
-            ino: self.entry_ino(block, entry)?,
-            file_type: if self.filetype {
-                FileType::from_code(entry.file_type)
-            } else {
-                FileType::Unknown
-            },
+        Ok(Some(Found {
+            ino,
+            file_type: entry.file_type,
             slot: Slot {
                 block,
                 offset: entry.offset as u16,
             },
+        }))
+    }
+
+    /// The entry in use with this name in one block.
+    pub fn find(
+        &self,
+        block: FileBlock,
+        bytes: &[u8],
+        name: &[u8],
+    ) -> Result<Option<Found>, FsError> {
+        let entry = self
+            .dirs
+            .find(bytes, name)
+            .map_err(|why| self.corrupt(block, why))?;
+        match entry {
+            Some(entry) => self.found(block, &entry),
+            None => Ok(None),
+        }
+    }
+
+    /// Adds an entry to a block that has room.
+    pub fn add(&self, block: FileBlock, bytes: &mut [u8], new: &New<'_>) -> Result<Slot, FsError> {
+        let offset = self
+            .dirs
+            .insert(bytes, new.name, new.ino, new.file_type)
+            .map_err(|why| self.edit_error(block, why))?;
+        self.seal(block, bytes)?;
+        Ok(Slot {
+            block,
+            offset: offset as u16,
         })
     }
 
-    /// Whether a block of an indexed directory is a block of the index: the first one, and those that look like one
-    /// unused entry (a block of entries never does while it has a checksum tail; without one it is then empty).
-    pub fn is_index_block(&self, flags: u32, block: FileBlock, bytes: &[u8]) -> bool {
-        flags & INDEX != 0
+    /// Whether a block of a directory that says it has an index is a block of that: the first one, and those that look
+    /// like one unused entry (a block of entries never does while it has a checksum tail; without one it is then empty).
+    pub fn is_index_block(&self, block: FileBlock, bytes: &[u8]) -> bool {
+        let rec_len = bytes.get(4..6).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        self.flagged
             && (block.0 == 0
                 || (bytes.get(..4) == Some(&[0; 4])
-                    && bytes.get(4..6).is_some_and(|b| {
-                        u16::from_le_bytes([b[0], b[1]]) as usize == self.block_size
-                    })))
+                    && rec_len.map(usize::from) == Some(self.block_size)))
     }
+}
+
+/// A name to add.
+#[derive(Clone, Copy)]
+pub(crate) struct New<'a> {
+    pub name: &'a [u8],
+    pub ino: Ino,
+    pub file_type: FileType,
 }
 
 /// Checks that a name can be in a directory: `ENAMETOOLONG`, `EINVAL`.
@@ -226,38 +243,25 @@ fn scan(dir: &impl DirFile, layout: &Layout, name: &[u8]) -> Result<Option<Found
     for number in 0..layout.blocks {
         let block = FileBlock(number);
         let image = dir.get(block)?;
-        let usable = linear_view(dir, layout, block, &image)?;
-        let entry =
-            leaf::find(&image, usable, name).map_err(|detail| layout.corrupt(block, detail))?;
-        if let Some(entry) = entry {
-            return layout.found(block, &entry).map(Some);
+        verify_any(layout, block, &image)?;
+        if let Some(found) = layout.find(block, &image, name)? {
+            return Ok(Some(found));
         }
-        if dots && number == 0 {
+        if dots {
             break;
         }
     }
     Ok(None)
 }
 
-/// Checks one block of any kind of directory and says how many of its bytes are entries (a block of the index reads as
-/// entries too: `.` and `..`, or one that is unused).
-fn linear_view(
-    dir: &impl DirFile,
-    layout: &Layout,
-    block: FileBlock,
-    image: &Image,
-) -> Result<usize, FsError> {
-    if layout.is_index_block(dir.flags(), block, image) {
-        if image.len() != layout.block_size {
-            return Err(layout.corrupt(block, "not one block long"));
-        }
-        if block.0 == 0 && layout.indexed {
-            htree::verify_root(layout, image)?;
-        }
-        return Ok(layout.block_size);
+/// Checks one block of any kind of directory. A block of the index reads as entries too: `.` and `..`, or one that is
+/// unused.
+fn verify_any(layout: &Layout, block: FileBlock, image: &Image) -> Result<(), FsError> {
+    if layout.is_index_block(block, image) {
+        layout.check_len(block, image)?;
+        return htree::verify(layout, block, image);
     }
-    layout.verify(block, image)?;
-    Ok(layout.usable)
+    layout.verify(block, image)
 }
 
 /// Adds a name: `EEXIST` when it is there, `FsError::NoSpace` when neither a block nor the index has room.
@@ -269,128 +273,81 @@ pub fn insert(
 ) -> Result<Slot, FsError> {
     check_name(name)?;
     let layout = Layout::of(dir);
-    let file_type = layout.stored_type(file_type);
-    insert_stored(dir, &layout, name, ino, file_type)
-}
-
-/// As `insert`, with the type as stored.
-fn insert_stored(
-    dir: &mut impl DirFileMut,
-    layout: &Layout,
-    name: &[u8],
-    ino: Ino,
-    file_type: u8,
-) -> Result<Slot, FsError> {
+    let new = New {
+        name,
+        ino,
+        file_type,
+    };
     if layout.indexed && layout.blocks > 0 {
-        let Some(tree) = htree::Tree::open(dir, layout)? else {
+        if name == b"." || name == b".." {
+            return Err(FsError::Refused(libc::EEXIST));
+        }
+        let Some(tree) = htree::Tree::open(dir, &layout)? else {
             return Err(FsError::Unsupported(format!(
                 "adding a name to directory {}, whose index has an unknown hash",
                 layout.ino
             )));
         };
-        if name == b"." || name == b".." {
-            return Err(FsError::Refused(libc::EEXIST));
-        }
-        return tree.insert(dir, layout, name, ino, file_type);
+        return tree.insert(dir, &layout, &new);
     }
-    if dir.flags() & INDEX != 0 {
+    if layout.flagged {
         // The volume's dir_index is off: entries may go anywhere, so the index is void, as for the kernel.
-        return drop_index_then_insert(dir, layout, name, ino, file_type);
+        drop_index(dir, &layout)?;
     }
-    let need = leaf::size_of(name.len());
+    insert_linear(dir, &Layout::of(dir), &new)
+}
+
+fn insert_linear(
+    dir: &mut impl DirFileMut,
+    layout: &Layout,
+    new: &New<'_>,
+) -> Result<Slot, FsError> {
     let mut room = None;
     for number in 0..layout.blocks {
         let block = FileBlock(number);
         let image = dir.get(block)?;
         layout.verify(block, &image)?;
-        let usable = layout.usable;
-        let bad = |detail| layout.corrupt(block, detail);
-        if leaf::find(&image, usable, name).map_err(bad)?.is_some() {
+        if layout.find(block, &image, new.name)?.is_some() {
             return Err(FsError::Refused(libc::EEXIST));
         }
-        if room.is_none() {
-            room = leaf::room(&image, usable, need)
-                .map_err(bad)?
-                .map(|offset| (block, offset));
+        let bad = |why: Corrupt| layout.corrupt(block, why);
+        if room.is_none() && layout.dirs.has_room(&image, new.name.len()).map_err(bad)? {
+            room = Some(block);
         }
     }
-    if let Some((block, offset)) = room {
-        return insert_into(dir, layout, block, offset, name, ino, file_type);
+    if let Some(block) = room {
+        return layout.add(block, dir.modify(block)?, new);
     }
     if layout.blocks == 1 && layout.dir_index && htree::convert(dir, layout)? {
-        let layout = &Layout::of(dir);
-        if let Some(tree) = htree::Tree::open(dir, layout)? {
-            return tree.insert(dir, layout, name, ino, file_type);
+        let layout = Layout::of(dir);
+        if let Some(tree) = htree::Tree::open(dir, &layout)? {
+            return tree.insert(dir, &layout, new);
         }
     }
-    append_with(dir, layout, name, ino, file_type)
-}
-
-/// Adds a name in a new block at the end of a linear directory.
-fn append_with(
-    dir: &mut impl DirFileMut,
-    layout: &Layout,
-    name: &[u8],
-    ino: Ino,
-    file_type: u8,
-) -> Result<Slot, FsError> {
     let block = dir.append()?;
     let bytes = dir.modify(block)?;
-    leaf::put(bytes, 0, layout.usable, ino.0, name, file_type);
-    layout.seal(bytes);
-    Ok(Slot { block, offset: 0 })
+    layout.dirs.init_empty(bytes);
+    layout.add(block, bytes, new)
 }
 
-/// Makes an indexed directory linear (its index blocks become blocks of entries), then adds the name.
-fn drop_index_then_insert(
-    dir: &mut impl DirFileMut,
-    layout: &Layout,
-    name: &[u8],
-    ino: Ino,
-    file_type: u8,
-) -> Result<Slot, FsError> {
-    if scan(dir, layout, name)?.is_some() {
-        return Err(FsError::Refused(libc::EEXIST));
-    }
-    let mut index_blocks = Vec::new();
+/// Makes an indexed directory linear: the blocks of its index become blocks of entries.
+fn drop_index(dir: &mut impl DirFileMut, layout: &Layout) -> Result<(), FsError> {
+    let own = layout.ino;
+    let parent = parent(dir)?;
     for number in 0..layout.blocks {
         let block = FileBlock(number);
         let image = dir.get(block)?;
-        if layout.is_index_block(dir.flags(), block, &image) {
-            index_blocks.push(block);
+        if layout.is_index_block(block, &image) {
+            let bytes = dir.modify(block)?;
+            if number == 0 {
+                layout.dirs.init_dir(bytes, own, parent);
+            } else {
+                layout.dirs.init_empty(bytes);
+            }
+            layout.seal(block, bytes)?;
         }
     }
-    for block in index_blocks {
-        let image = dir.get(block)?;
-        let bytes = dir.modify(block)?;
-        let kept = leaf::entries(&image, layout.block_size)
-            .filter_map(Result::ok)
-            .filter(|entry| entry.ino != 0);
-        leaf::pack(bytes, layout.usable, kept).map_err(|detail| layout.corrupt(block, detail))?;
-        layout.seal(bytes);
-    }
-    dir.set_flags(dir.flags() & !INDEX)?;
-    insert_stored(dir, &Layout::of(dir), name, ino, file_type)
-}
-
-/// Adds an entry in the room found at `offset`.
-pub(crate) fn insert_into(
-    dir: &mut impl DirFileMut,
-    layout: &Layout,
-    block: FileBlock,
-    offset: usize,
-    name: &[u8],
-    ino: Ino,
-    file_type: u8,
-) -> Result<Slot, FsError> {
-    let bytes = dir.modify(block)?;
-    let offset = leaf::insert_at(bytes, layout.usable, offset, ino.0, name, file_type)
-        .map_err(|detail| layout.corrupt(block, detail))?;
-    layout.seal(bytes);
-    Ok(Slot {
-        block,
-        offset: offset as u16,
-    })
+    dir.set_flags(dir.flags() & !INDEX)
 }
 
 /// Removes a name and returns what it named: `ENOENT` when it is not there, `EINVAL` for `.` and `..`.
@@ -408,13 +365,14 @@ pub fn remove_found(dir: &mut impl DirFileMut, name: &[u8], found: &Found) -> Re
     if name == b"." || name == b".." {
         return Err(FsError::Refused(libc::EINVAL));
     }
-    let slot = current_slot(dir, name, found)?;
     let layout = Layout::of(dir);
-    let bytes = dir.modify(slot.block)?;
-    leaf::remove_at(bytes, layout.usable, usize::from(slot.offset))
-        .map_err(|detail| layout.corrupt(slot.block, detail))?;
-    layout.seal(bytes);
-    Ok(())
+    let block = current_block(dir, &layout, name, found)?;
+    let bytes = dir.modify(block)?;
+    layout
+        .dirs
+        .remove(bytes, name)
+        .map_err(|why| layout.edit_error(block, why))?;
+    layout.seal(block, bytes)
 }
 
 /// Lets a name that is there name another inode (rename over it, exchange); returns what it named. `ENOENT`, and
@@ -430,28 +388,33 @@ pub fn replace(
     }
     let found = lookup(dir, name)?.ok_or(FsError::Refused(libc::ENOENT))?;
     let layout = Layout::of(dir);
-    let bytes = dir.modify(found.slot.block)?;
-    let stored = layout.stored_type(file_type);
-    leaf::set_target(bytes, usize::from(found.slot.offset), ino.0, stored);
-    layout.seal(bytes);
+    let Slot { block, offset } = found.slot;
+    let bytes = dir.modify(block)?;
+    layout
+        .dirs
+        .replace(bytes, usize::from(offset), ino, file_type)
+        .map_err(|why| layout.edit_error(block, why))?;
+    layout.seal(block, bytes)?;
     Ok(found)
 }
 
-/// Where the name is now.
-fn current_slot(dir: &impl DirFile, name: &[u8], found: &Found) -> Result<Slot, FsError> {
-    let layout = Layout::of(dir);
-    let slot = found.slot;
-    if slot.block.0 < layout.blocks {
-        let image = dir.get(slot.block)?;
-        let usable = linear_view(dir, &layout, slot.block, &image)?;
-        let here = leaf::find(&image, usable, name)
-            .map_err(|detail| layout.corrupt(slot.block, detail))?;
-        if here.is_some_and(|e| e.offset == usize::from(slot.offset) && e.ino == found.ino.0) {
-            return Ok(slot);
+/// The block in which the name is now.
+fn current_block(
+    dir: &impl DirFile,
+    layout: &Layout,
+    name: &[u8],
+    found: &Found,
+) -> Result<FileBlock, FsError> {
+    let block = found.slot.block;
+    if block.0 < layout.blocks {
+        let image = dir.get(block)?;
+        verify_any(layout, block, &image)?;
+        if layout.find(block, &image, name)?.is_some() {
+            return Ok(block);
         }
     }
     let again = lookup(dir, name)?.ok_or(FsError::Refused(libc::ENOENT))?;
-    Ok(again.slot)
+    Ok(again.slot.block)
 }
 
 /// The directory that `..` names.
@@ -469,30 +432,31 @@ pub fn set_parent(dir: &mut impl DirFileMut, parent: Ino) -> Result<(), FsError>
     let Some(found) = lookup(dir, b"..")? else {
         return Err(layout.corrupt(block, "there is no '..'"));
     };
-    let is_root = layout.is_index_block(dir.flags(), block, &dir.get(block)?);
+    let is_root = layout.is_index_block(block, &dir.get(block)?);
     let bytes = dir.modify(block)?;
-    let stored = layout.stored_type(FileType::Directory);
-    leaf::set_target(bytes, usize::from(found.slot.offset), parent.0, stored);
+    layout
+        .dirs
+        .replace(
+            bytes,
+            usize::from(found.slot.offset),
+            parent,
+            FileType::Directory,
+        )
+        .map_err(|why| layout.edit_error(block, why))?;
     if is_root {
-        htree::seal_root(&layout, bytes)?;
+        htree::seal(&layout, block, bytes)
     } else {
-        layout.seal(bytes);
+        layout.seal(block, bytes)
     }
-    Ok(())
 }
 
 /// Gives a new, empty directory its first block: `.`, `..` and the tail.
 pub fn init(dir: &mut impl DirFileMut, parent: Ino) -> Result<(), FsError> {
     let layout = Layout::of(dir);
-    let own = dir.ino();
     let block = dir.append()?;
     let bytes = dir.modify(block)?;
-    let file_type = layout.stored_type(FileType::Directory);
-    let dot = leaf::size_of(1);
-    leaf::put(bytes, 0, dot, own.0, b".", file_type);
-    leaf::put(bytes, dot, layout.usable - dot, parent.0, b"..", file_type);
-    layout.seal(bytes);
-    Ok(())
+    layout.dirs.init_dir(bytes, layout.ino, parent);
+    layout.seal(block, bytes)
 }
 
 /// Whether nothing but `.` and `..` is in the directory.
@@ -501,14 +465,16 @@ pub fn is_empty(dir: &impl DirFile) -> Result<bool, FsError> {
     for number in 0..layout.blocks {
         let block = FileBlock(number);
         let image = dir.get(block)?;
-        let usable = linear_view(dir, &layout, block, &image)?;
-        for entry in leaf::entries(&image, usable) {
-            let entry = entry.map_err(|detail| layout.corrupt(block, detail))?;
-            let dots = number == 0 && (entry.name == b"." || entry.name == b"..");
-            if entry.ino != 0 && !dots {
-                return Ok(false);
-            }
+        verify_any(&layout, block, &image)?;
+        let empty = layout.dirs.is_empty(&image);
+        if !empty.map_err(|why| layout.corrupt(block, why))? {
+            return Ok(false);
         }
     }
     Ok(true)
 }
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;

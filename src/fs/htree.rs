@@ -1,5 +1,6 @@
 //! The hash index of a directory (htree): finding the block of entries that a name's hash belongs to, and growing the
-//! index. Owns the algorithms; the bytes of index blocks are in `node`, those of entries in `dir`. Never re-packs or
+//! index. Owns the algorithms; the bytes of index blocks are
+//! `ext4::htree`, those of entries `ext4::dirent`. Never re-packs or
 //! shrinks the index: removing a name leaves it as it is, as in the kernel.
 //!
 //! Block 0 is the root; below it are at most one level of index blocks, two with large_dir; below them the blocks of
@@ -10,28 +11,22 @@
 //! leaves a clean directory; hashes along a level never fall; every walk is bounded by the directory's size.
 
 mod grow;
-mod node;
 
 pub(crate) use grow::convert;
 
-use node::{Kind, ROOT_INFO, Shape};
+use std::sync::Arc;
 
-use crate::ext4::inode::flags;
+use crate::ext4::htree as noun;
+use crate::ext4::{Corrupt, DxBlock, Hasher};
 use crate::fs::FsError;
-use crate::fs::dir::{self, DirFile, DirFileMut, Found, Layout, Slot};
-use crate::fs::nouns::htree as noun;
+use crate::fs::dir::{DirFile, DirFileMut, Found, Layout, New, Slot};
 use crate::journal::Image;
-use crate::units::{FileBlock, Ino};
-
-/// Hash versions on disk that we know: legacy, half MD4, TEA.
-const KNOWN_HASHES: std::ops::RangeInclusive<u8> = 0..=2;
-/// Bytes of `dx_root_info`.
-const INFO_LENGTH: u8 = 8;
+use crate::units::FileBlock;
 
 /// The root of an index, verified.
 pub(crate) struct Tree {
-    root: Image,
-    hasher: noun::Hasher,
+    root: Arc<DxBlock>,
+    hash: NameHash,
     /// Levels of index blocks, the root included.
     levels: usize,
     /// How many levels the volume allows.
@@ -42,17 +37,9 @@ pub(crate) struct Tree {
 #[derive(Clone)]
 struct Frame {
     block: FileBlock,
-    kind: Kind,
-    image: Image,
-    shape: Shape,
+    dx: Arc<DxBlock>,
     /// The entry taken.
     at: usize,
-}
-
-impl Frame {
-    fn is_full(&self) -> bool {
-        self.shape.count >= self.shape.limit
-    }
 }
 
 /// The way from the root to one block of entries.
@@ -64,69 +51,83 @@ pub(crate) struct Path {
     left: u32,
 }
 
-/// Checks the root's limits and checksum.
-pub(crate) fn verify_root(layout: &Layout, root: &[u8]) -> Result<(), FsError> {
-    check_root(layout, root).map(|_| ())
+/// Checks the checksum of an index block.
+pub(crate) fn verify(layout: &Layout, block: FileBlock, bytes: &[u8]) -> Result<(), FsError> {
+    noun::verify(&layout.dirs, layout.seed, bytes).map_err(|why| layout.corrupt(block, why))
 }
 
-fn check_root(layout: &Layout, root: &[u8]) -> Result<Shape, FsError> {
-    let bad = |detail: String| layout.corrupt(FileBlock(0), detail);
-    if root.len() != layout.block_size {
-        return Err(bad("not one block long".to_owned()));
+/// Writes the checksum of an index block.
+pub(crate) fn seal(layout: &Layout, block: FileBlock, bytes: &mut [u8]) -> Result<(), FsError> {
+    noun::update(&layout.dirs, layout.seed, bytes).map_err(|why| layout.corrupt(block, why))
+}
+
+/// What a directory's names are sorted by.
+pub(crate) struct NameHash(Hasher);
+
+impl NameHash {
+    /// The hash that a directory would be indexed by.
+    pub fn default_of(dir: &impl DirFile) -> NameHash {
+        let version = Hasher::default_version(dir.sb());
+        NameHash(Hasher::new(dir.sb(), version))
     }
-    let info_length = root[ROOT_INFO + 5];
-    if info_length != INFO_LENGTH {
-        return Err(bad(format!("dx_root_info of {info_length} bytes")));
+
+    /// The hash of a name; even.
+    pub fn of(&self, name: &[u8]) -> u32 {
+        #[cfg(test)]
+        if CONSTANT_HASH.get() {
+            return 0x1234_5678;
+        }
+        self.0.hash(name).major
     }
-    Shape::check(root, Kind::Root, layout.seed).map_err(bad)
 }
 
-/// The hash that a directory would be indexed by.
-pub(crate) fn default_hasher(dir: &impl DirFile) -> noun::Hasher {
-    let version = dir.sb().s_def_hash_version();
-    let half_md4 = 1;
-    let known = KNOWN_HASHES.contains(&version);
-    noun::Hasher::new(dir.sb(), if known { version } else { half_md4 })
+#[cfg(test)]
+thread_local! {
+    static CONSTANT_HASH: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Writes the root's checksum.
-pub(crate) fn seal_root(layout: &Layout, root: &mut [u8]) -> Result<(), FsError> {
-    node::seal(root, Kind::Root, layout.seed);
-    Ok(())
+/// For tests: all names have one hash.
+#[cfg(test)]
+pub(crate) fn with_constant_hash(test: impl FnOnce()) {
+    CONSTANT_HASH.set(true);
+    test();
+    CONSTANT_HASH.set(false);
 }
 
 impl Tree {
     /// Reads the root; `None` when its hash is one we do not know.
     pub fn open(dir: &impl DirFile, layout: &Layout) -> Result<Option<Tree>, FsError> {
-        let root = dir.get(FileBlock(0))?;
-        check_root(layout, &root)?;
-        let version = root[ROOT_INFO + 4];
-        if !KNOWN_HASHES.contains(&version) {
-            return Ok(None);
-        }
-        let flags = root[ROOT_INFO + 7];
-        if flags & 1 != 0 {
-            return Err(layout.corrupt(FileBlock(0), format!("dx_root flags {flags:#x}")));
-        }
-        let levels = usize::from(root[ROOT_INFO + 6]) + 1;
-        let max_levels = if dir.sb().has_large_dir() { 3 } else { 2 };
-        if levels > max_levels {
-            return Err(layout.corrupt(
-                FileBlock(0),
-                format!("{levels} levels of index, at most {max_levels} are allowed"),
-            ));
+        let first = FileBlock(0);
+        let image = dir.get(first)?;
+        layout.check_len(first, &image)?;
+        verify(layout, first, &image)?;
+        let large_dir = dir.sb().has_large_dir();
+        let root = match DxBlock::decode_root(&layout.dirs, large_dir, &image) {
+            Ok(root) => root,
+            Err(Corrupt::Field {
+                field: "hash_version",
+                ..
+            }) => return Ok(None),
+            Err(why) => return Err(layout.corrupt(first, why)),
+        };
+        let Some(info) = root.info else {
+            return Err(layout.corrupt(first, "a root without dx_root_info"));
+        };
+        if info.unused_flags & 1 != 0 {
+            let detail = format!("dx_root flags {:#x}", info.unused_flags);
+            return Err(layout.corrupt(first, detail));
         }
         Ok(Some(Tree {
-            root,
-            hasher: noun::Hasher::new(dir.sb(), version),
-            levels,
-            max_levels,
+            root: Arc::new(root),
+            hash: NameHash(Hasher::new(dir.sb(), info.hash_version)),
+            levels: usize::from(info.indirect_levels) + 1,
+            max_levels: usize::from(noun::max_indirect_levels(large_dir)) + 1,
         }))
     }
 
     /// The hash of a name; even.
     pub fn hash(&self, name: &[u8]) -> u32 {
-        self.hasher.hash(name)
+        self.hash.of(name)
     }
 
     /// Goes down to the first block of entries that may hold `hash`.
@@ -135,7 +136,7 @@ impl Tree {
         let mut block = FileBlock(0);
         for level in 0..self.levels {
             let mut frame = self.frame(dir, layout, block, level)?;
-            frame.at = frame.shape.search(&frame.image, hash);
+            frame.at = frame.dx.position(hash);
             block = child(layout, &frame)?;
             frames.push(frame);
         }
@@ -153,28 +154,17 @@ impl Tree {
         block: FileBlock,
         level: usize,
     ) -> Result<Frame, FsError> {
-        if level == 0 {
-            return Ok(Frame {
-                block,
-                kind: Kind::Root,
-                image: self.root.clone(),
-                shape: check_root(layout, &self.root)?,
-                at: 0,
-            });
-        }
-        let image = dir.get(block)?;
-        if image.len() != layout.block_size || !layout.is_index_block(flags::INDEX, block, &image) {
-            return Err(layout.corrupt(block, "not an index block"));
-        }
-        let shape = Shape::check(&image, Kind::Node, layout.seed)
-            .map_err(|detail| layout.corrupt(block, detail))?;
-        Ok(Frame {
-            block,
-            kind: Kind::Node,
-            image,
-            shape,
-            at: 0,
-        })
+        let dx = if level == 0 {
+            self.root.clone()
+        } else {
+            let image = dir.get(block)?;
+            layout.check_len(block, &image)?;
+            let node = DxBlock::decode_node(&layout.dirs, &image)
+                .map_err(|why| layout.corrupt(block, why))?;
+            verify(layout, block, &image)?;
+            Arc::new(node)
+        };
+        Ok(Frame { block, dx, at: 0 })
     }
 
     /// Moves to the next block of entries and returns its lower bound (low bit: continued); `None` at the end.
@@ -187,7 +177,7 @@ impl Tree {
         let Some(level) = path
             .frames
             .iter()
-            .rposition(|frame| frame.at + 1 < frame.shape.count)
+            .rposition(|frame| frame.at + 1 < frame.dx.entries.len())
         else {
             return Ok(None);
         };
@@ -198,7 +188,7 @@ impl Tree {
         path.frames.truncate(level + 1);
         let frame = &mut path.frames[level];
         frame.at += 1;
-        let bound = frame.shape.hash(&frame.image, frame.at);
+        let bound = frame.dx.entries[frame.at].hash;
         let mut block = child(layout, frame)?;
         for level in level + 1..self.levels {
             let frame = self.frame(dir, layout, block, level)?;
@@ -213,8 +203,8 @@ impl Tree {
     pub fn next_bound(&self, path: &Path) -> Option<u32> {
         path.frames
             .iter()
-            .rfind(|frame| frame.at + 1 < frame.shape.count)
-            .map(|frame| frame.shape.hash(&frame.image, frame.at + 1))
+            .rfind(|frame| frame.at + 1 < frame.dx.entries.len())
+            .map(|frame| frame.dx.entries[frame.at + 1].hash)
     }
 
     /// Finds a name.
@@ -240,10 +230,8 @@ impl Tree {
     ) -> Result<Option<Found>, FsError> {
         loop {
             let image = leaf(dir, layout, path.leaf)?;
-            let entry = dir::block::find(&image, layout.usable, name)
-                .map_err(|detail| layout.corrupt(path.leaf, detail))?;
-            if let Some(entry) = entry {
-                return layout.found(path.leaf, &entry).map(Some);
+            if let Some(found) = layout.find(path.leaf, &image, name)? {
+                return Ok(Some(found));
             }
             let continued = self
                 .next_bound(&path)
@@ -259,33 +247,28 @@ impl Tree {
         mut self,
         dir: &mut impl DirFileMut,
         layout: &Layout,
-        name: &[u8],
-        ino: Ino,
-        file_type: u8,
+        new: &New<'_>,
     ) -> Result<Slot, FsError> {
-        let hash = self.hash(name);
-        let need = dir::block::size_of(name.len());
+        let hash = self.hash(new.name);
         let mut path = self.probe(dir, layout, hash)?;
         if self
-            .search(dir, layout, path.clone(), hash, name)?
+            .search(dir, layout, path.clone(), hash, new.name)?
             .is_some()
         {
             return Err(FsError::Refused(libc::EEXIST));
         }
         let image = leaf(dir, layout, path.leaf)?;
-        let bad = |detail| layout.corrupt(path.leaf, detail);
-        if let Some(offset) = dir::block::room(&image, layout.usable, need).map_err(bad)? {
-            return dir::insert_into(dir, layout, path.leaf, offset, name, ino, file_type);
+        let has_room = layout.dirs.has_room(&image, new.name.len());
+        if has_room.map_err(|why| layout.corrupt(path.leaf, why))? {
+            return layout.add(path.leaf, dir.modify(path.leaf)?, new);
         }
-        let used = dir::block::used_bytes(&image, layout.usable).map_err(bad)?;
-        if used + need <= layout.usable {
-            // There is room, in pieces. Cookies of an indexed directory are hashes, so entries may move.
-            return grow::repack(dir, layout, path.leaf, name, ino, file_type);
+        if let Some(slot) = grow::repack(dir, layout, path.leaf, &image, new)? {
+            return Ok(slot);
         }
         // Each round splits one index block or adds a level, at most once per level.
         for _ in 0..=2 * self.max_levels {
-            if path.frames.last().is_some_and(|frame| !frame.is_full()) {
-                return grow::split_leaf(dir, layout, &self, &path, hash, name, ino, file_type);
+            if path.frames.last().is_some_and(|frame| !frame.dx.is_full()) {
+                return grow::split_leaf(dir, layout, &self, &path, hash, new);
             }
             grow::split_index(dir, layout, &self, &path)?;
             let layout = Layout::of(dir);
@@ -309,23 +292,21 @@ impl Path {
         self.frames
             .iter()
             .rfind(|frame| frame.at > 0)
-            .map_or(0, |frame| frame.shape.hash(&frame.image, frame.at))
+            .map_or(0, |frame| frame.dx.entries[frame.at].hash)
     }
 }
 
 /// The block that a frame's entry points to, checked: inside the directory, and not the root.
 fn child(layout: &Layout, frame: &Frame) -> Result<FileBlock, FsError> {
-    let number = frame.shape.block(&frame.image, frame.at);
-    if number == 0 || number >= layout.blocks {
-        return Err(layout.corrupt(
-            frame.block,
-            format!(
-                "index entry {} points to block {number} of {}",
-                frame.at, layout.blocks
-            ),
-        ));
+    let child = frame.dx.entries[frame.at].block;
+    if child.0 == 0 || child.0 >= layout.blocks {
+        let detail = format!(
+            "index entry {} points to block {child} of {}",
+            frame.at, layout.blocks
+        );
+        return Err(layout.corrupt(frame.block, detail));
     }
-    Ok(FileBlock(number))
+    Ok(child)
 }
 
 /// Reads and checks a block of entries.

@@ -21,8 +21,6 @@ pub mod error;
 pub mod extent;
 pub(crate) mod htree;
 pub mod indirect;
-mod nouns;
-mod nouns_xattr;
 pub mod orphan;
 pub mod xattr;
 

@@ -11,9 +11,10 @@
 use std::collections::HashMap;
 
 use crate::ext4::Superblock;
+use crate::ext4::checksum::inode_seed;
 use crate::ext4::features::ro_compat::ORPHAN_PRESENT;
+use crate::ext4::orphan_file as noun;
 use crate::fs::FsError;
-use crate::fs::nouns::orphan_file as noun;
 use crate::journal::Image;
 use crate::units::{BlockNo, FileBlock, Ino};
 
@@ -126,12 +127,8 @@ impl Orphans {
             let block = FileBlock(number);
             let (at, image) = store.orphan_block(block)?;
             verify(store, at, &image)?;
-            for index in 0..noun::slots(image.len()) {
-                let value = noun::slot(&image, index);
-                if value == 0 {
-                    continue;
-                }
-                let ino = checked(sb, value, &format!("slot {index} of block {number}"))?;
+            for (index, ino) in noun::orphans(&image) {
+                let ino = checked(sb, ino.0, &format!("slot {index} of block {number}"))?;
                 let index = index as u32;
                 let place = Place::Slot { block, index };
                 if self.places.insert(ino, place).is_some() {
@@ -196,14 +193,13 @@ impl Orphans {
             let block = FileBlock((self.hint % blocks + step) % blocks);
             let (at, image) = store.orphan_block(block)?;
             verify(store, at, &image)?;
-            let free = (0..noun::slots(image.len())).find(|&index| noun::slot(&image, index) == 0);
-            let Some(index) = free else {
+            let Some(index) = noun::free_slot(&image) else {
                 continue;
             };
             if self.slots_taken == 0 {
                 store.set_orphan_present(true)?;
             }
-            self.write_slot(store, block, index, ino.0)?;
+            self.write_slot(store, block, index, Some(ino))?;
             self.slots_taken += 1;
             self.hint = block.0;
             let index = index as u32;
@@ -217,14 +213,16 @@ impl Orphans {
         store: &mut impl OrphanStore,
         block: FileBlock,
         index: usize,
-        value: u32,
+        ino: Option<Ino>,
     ) -> Result<(), FsError> {
         let seed = seed(store)?;
+        let sb = store.sb().clone();
         let (at, bytes) = store.modify_orphan_block(block)?;
-        noun::set_slot(bytes, index, value);
-        if let Some(seed) = seed {
-            noun::update_checksum(bytes, seed, at);
+        if index >= noun::slots(bytes.len()) {
+            return Err(corrupt(ino, Some(at), format!("no slot {index} in it")));
         }
+        noun::set_slot(bytes, index, ino);
+        noun::update(&sb, seed, at, bytes);
         Ok(())
     }
 
@@ -234,7 +232,7 @@ impl Orphans {
         match self.places.get(&ino).copied() {
             None => return Ok(()),
             Some(Place::Slot { block, index }) => {
-                self.write_slot(store, block, index as usize, 0)?;
+                self.write_slot(store, block, index as usize, None)?;
                 self.slots_taken -= 1;
                 self.hint = block.0;
                 if self.slots_taken == 0 {
@@ -280,20 +278,19 @@ impl Orphans {
     }
 }
 
-/// The seed of the orphan file's checksums, with metadata_csum.
-fn seed(store: &impl OrphanStore) -> Result<Option<u32>, FsError> {
+/// The seed of the orphan file's checksums.
+fn seed(store: &impl OrphanStore) -> Result<u32, FsError> {
     let sb = store.sb();
-    if !sb.has_metadata_csum() {
-        return Ok(None);
-    }
-    let ino = Ino(sb.s_orphan_file_inum());
     let (generation, _) = store.orphan_file()?;
-    let seed = crate::ext4::checksum::inode_seed(sb.csum_seed(), ino, generation);
-    Ok(Some(seed))
+    let ino = Ino(sb.s_orphan_file_inum());
+    Ok(inode_seed(sb.csum_seed(), ino, generation))
 }
 
 /// Checks a block of the orphan file.
 fn verify(store: &impl OrphanStore, at: BlockNo, image: &[u8]) -> Result<(), FsError> {
-    noun::verify(image, seed(store)?, at)
-        .map_err(|detail| corrupt(None, Some(at), detail.to_string()))
+    noun::verify(store.sb(), seed(store)?, at, image)
+        .map_err(|why| corrupt(None, Some(at), why.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

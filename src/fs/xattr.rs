@@ -1,6 +1,6 @@
 //! Extended attributes of an inode: in the inode behind its fields, and in one block of their own (`i_file_acl`), which
 //! inodes may share. Owns placement, sharing and the names programs use; the layouts are `ext4::xattr`, the arithmetic
-//! of access control lists is [`acl`]. Never decides who may read or set what, never touches `i_ctime` or `i_blocks`: how
+//! of access control lists is `ext4::acl`. Never decides who may read or set what, never touches `i_ctime` or `i_blocks`: how
 //! many blocks came or went is reported.
 //!
 //! Placement is the kernel's: into the inode if it fits there, else into the block; `NoSpace` if it fits in neither.
@@ -9,14 +9,11 @@
 //! Invariants: an attribute is in one place only; a block lives while its count is above zero; a failed change leaves
 //! inode and block as they were.
 
-pub mod acl;
 mod names;
 
-pub use acl::Acl;
-
-use crate::ext4::{Inode, Superblock};
+use crate::ext4::xattr::{self as noun, EXT4_XATTR_REFCOUNT_MAX, XattrSet};
+use crate::ext4::{Acl, Inode, Superblock};
 use crate::fs::blocks::{Blocks, BlocksMut};
-use crate::fs::nouns_xattr::{self as noun, Attribute};
 use crate::fs::{FsError, XattrMode};
 use crate::units::{BlockNo, BlockRange, Ino};
 
@@ -24,8 +21,6 @@ use names::{Name, Space};
 
 /// Most bytes of a value (kernel: `XATTR_SIZE_MAX`); more is E2BIG.
 const VALUE_MAX: usize = 65_536;
-/// Most owners of one block (kernel: `EXT4_XATTR_REFCOUNT_MAX`).
-const REFCOUNT_MAX: u32 = 1024;
 
 /// What a change did beside the attribute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +33,7 @@ pub struct Change {
 struct Block {
     at: BlockNo,
     refcount: u32,
-    attributes: Vec<Attribute>,
+    attributes: XattrSet,
 }
 
 fn corrupt(ino: Ino, block: Option<BlockNo>, detail: impl ToString) -> FsError {
@@ -50,8 +45,8 @@ fn corrupt(ino: Ino, block: Option<BlockNo>, detail: impl ToString) -> FsError {
     }
 }
 
-fn read_inode(inode: &Inode, ino: Ino) -> Result<Vec<Attribute>, FsError> {
-    noun::decode_ibody(inode.ibody()).map_err(|why| corrupt(ino, None, why))
+fn read_inode(inode: &Inode, ino: Ino) -> Result<XattrSet, FsError> {
+    XattrSet::from_ibody(inode.ibody()).map_err(|why| corrupt(ino, None, why))
 }
 
 fn read_block(blocks: &impl Blocks, inode: &Inode, ino: Ino) -> Result<Option<Block>, FsError> {
@@ -60,16 +55,17 @@ fn read_block(blocks: &impl Blocks, inode: &Inode, ino: Ino) -> Result<Option<Bl
     };
     check_place(blocks.sb(), ino, at)?;
     let image = blocks.get(at)?;
-    let (header, attributes) =
-        noun::decode_block(blocks.sb(), at, &image).map_err(|why| corrupt(ino, Some(at), why))?;
-    if header.h_refcount == 0 || header.h_refcount > REFCOUNT_MAX {
-        let detail = format!("h_refcount is {}", header.h_refcount);
+    let bad = |why| corrupt(ino, Some(at), why);
+    noun::verify_block(blocks.sb(), at, &image).map_err(bad)?;
+    let refcount = noun::h_refcount(&image).map_err(bad)?;
+    if refcount == 0 || refcount > EXT4_XATTR_REFCOUNT_MAX {
+        let detail = format!("h_refcount is {refcount}");
         return Err(corrupt(ino, Some(at), detail));
     }
     Ok(Some(Block {
         at,
-        refcount: header.h_refcount,
-        attributes,
+        refcount,
+        attributes: XattrSet::from_block(&image).map_err(bad)?,
     }))
 }
 
@@ -105,23 +101,26 @@ fn get_raw(
     ino: Ino,
     name: &Name<'_>,
 ) -> Result<Option<Vec<u8>>, FsError> {
-    let is = |attribute: &Attribute| name.is(attribute);
-    if let Some(found) = read_inode(inode, ino)?.into_iter().find(is) {
-        return Ok(Some(found.value));
+    let (index, rest) = (name.space.index(), name.rest);
+    let found =
+        noun::find_in_ibody(inode.ibody(), index, rest).map_err(|why| corrupt(ino, None, why))?;
+    if let Some(value) = found {
+        return Ok(Some(value.to_vec()));
     }
     let block = read_block(blocks, inode, ino)?;
-    Ok(block
-        .and_then(|block| block.attributes.into_iter().find(is))
-        .map(|found| found.value))
+    Ok(block.and_then(|block| block.attributes.get(index, rest).map(<[u8]>::to_vec)))
 }
 
 /// The names of all attributes, as programs know them.
 pub fn list(blocks: &impl Blocks, inode: &Inode, ino: Ino) -> Result<Vec<Vec<u8>>, FsError> {
-    let mut all = read_inode(inode, ino)?;
-    if let Some(block) = read_block(blocks, inode, ino)? {
-        all.extend(block.attributes);
-    }
-    Ok(all.iter().filter_map(names::full_name).collect())
+    let in_inode = read_inode(inode, ino)?;
+    let in_block = read_block(blocks, inode, ino)?;
+    let in_block = in_block.iter().flat_map(|block| block.attributes.iter());
+    Ok(in_inode
+        .iter()
+        .chain(in_block)
+        .filter_map(names::full_name)
+        .collect())
 }
 
 /// Sets an attribute. `goal`: near which block to put a new block. A value for `system.posix_acl_access` sets the inode's
@@ -144,11 +143,11 @@ pub fn set(
     }
     match name.space {
         Space::AclAccess => {
-            let acl = Acl::from_user(value)?;
+            let acl = names::acl_from_user(value)?;
             set_access_acl(blocks, inode, ino, goal, acl.as_ref())
         }
         Space::AclDefault => {
-            let acl = Acl::from_user(value)?;
+            let acl = names::acl_from_user(value)?;
             set_default_acl(blocks, inode, ino, goal, acl.as_ref())
         }
         _ => set_raw(blocks, inode, ino, goal, &name, Some(value), mode),
@@ -186,7 +185,7 @@ pub fn set_access_acl(
     let (stored, mode) = match acl {
         None => (None, inode.i_mode()),
         Some(acl) => {
-            let (permissions, is_mode) = acl.mode();
+            let (permissions, is_mode) = acl.equivalent_mode();
             let mode = inode.i_mode() & !0o777 | permissions;
             (if is_mode { None } else { Some(acl.to_disk()) }, mode)
         }
@@ -294,31 +293,27 @@ pub fn inherit(
     if inode.is_symlink() {
         return Ok(Change::default());
     }
-    let new = acl::inherit(parent_default, inode.i_mode(), inode.is_dir(), umask);
-    inode.set_i_mode(new.mode);
-    let mut blocks_change = 0;
-    for (space, acl) in [
-        (Space::AclDefault, new.default),
-        (Space::AclAccess, new.access),
-    ] {
-        if let Some(acl) = acl {
-            let name = Name::of_acl(space);
-            let value = acl.to_disk();
-            let change = set_raw(
-                blocks,
-                inode,
-                ino,
-                goal,
-                &name,
-                Some(&value),
-                XattrMode::Any,
-            )?;
-            blocks_change += change.blocks;
-        }
+    let Some(default) = parent_default else {
+        inode.set_i_mode(inode.i_mode() & !(umask & 0o777));
+        return Ok(Change::default());
+    };
+    let (access, mode) = default.inherit(inode.i_mode());
+    let (_, mode_says_all) = access.equivalent_mode();
+    inode.set_i_mode(mode);
+    let mut wanted = Vec::new();
+    if inode.is_dir() {
+        wanted.push((Space::AclDefault, default.to_disk()));
     }
-    Ok(Change {
-        blocks: blocks_change,
-    })
+    if !mode_says_all {
+        wanted.push((Space::AclAccess, access.to_disk()));
+    }
+    let mut sum = Change::default();
+    for (space, value) in wanted {
+        let name = Name::of_acl(space);
+        let mode = XattrMode::Any;
+        sum.blocks += set_raw(blocks, inode, ino, goal, &name, Some(&value), mode)?.blocks;
+    }
+    Ok(sum)
 }
 
 /// Gives up the inode's block of attributes (the inode is being deleted): frees it with its last owner.
@@ -342,7 +337,8 @@ fn drop_owner(blocks: &mut impl BlocksMut, ino: Ino, block: &Block) -> Result<()
     }
     let sb = blocks.sb().clone();
     let bytes = blocks.modify(block.at)?;
-    noun::set_refcount(&sb, block.at, bytes, block.refcount - 1)
+    noun::set_h_refcount(bytes, block.refcount - 1)
+        .and_then(|()| noun::update_block(&sb, block.at, bytes))
         .map_err(|why| corrupt(ino, Some(block.at), why))
 }
 
@@ -356,58 +352,57 @@ fn set_raw(
     value: Option<&[u8]>,
     mode: XattrMode,
 ) -> Result<Change, FsError> {
-    let in_inode = read_inode(inode, ino)?;
+    let (index, rest) = (name.space.index(), name.rest);
+    let mut in_inode = read_inode(inode, ino)?;
     let block = read_block(blocks, inode, ino)?;
-    let old_inode = in_inode.iter().find(|a| name.is(a));
-    let old_block = block
+    let mut in_block = block
         .as_ref()
-        .and_then(|block| block.attributes.iter().find(|a| name.is(a)));
-    let old = old_inode.or(old_block);
+        .map(|block| block.attributes.clone())
+        .unwrap_or_default();
+    let old_inode = in_inode.remove(index, rest);
+    let old_block = in_block.remove(index, rest);
+    let old = old_inode.as_ref().or(old_block.as_ref());
     match mode {
         XattrMode::Create if old.is_some() => return Err(FsError::Refused(libc::EEXIST)),
         XattrMode::Replace if old.is_none() => return Err(FsError::Refused(libc::ENODATA)),
         _ => {}
     }
-    if old.map(|a| a.value.as_slice()) == value {
+    if old.map(Vec::as_slice) == value {
         return Ok(Change::default());
     }
-    let without = |all: &[Attribute]| -> Vec<Attribute> {
-        all.iter().filter(|a| !name.is(a)).cloned().collect()
-    };
-    let others_in_inode = without(&in_inode);
-    let others_in_block = block.as_ref().map(|block| without(&block.attributes));
+    let mut change = Change::default();
     let Some(value) = value else {
-        if old_inode.is_some() {
-            store_in_inode(inode, ino, &others_in_inode)?;
+        if old_block.is_some() {
+            change = store_in_block(blocks, inode, ino, goal, block, &in_block)?;
         }
-        return match (old_block, others_in_block) {
-            (Some(_), Some(rest)) => store_in_block(blocks, inode, ino, goal, block, &rest),
-            _ => Ok(Change::default()),
-        };
+        if old_inode.is_some() {
+            store_in_inode(inode, ino, &in_inode)?;
+        }
+        return Ok(change);
     };
-    let new = name.with(value);
-    let mut wanted = others_in_inode.clone();
-    wanted.push(new.clone());
-    if noun::fits_ibody(inode.ibody(), &wanted) {
+    let no_room = |_| FsError::NoSpace;
+    let mut with_new = in_inode.clone();
+    with_new.set(index, rest, value).map_err(no_room)?;
+    if with_new.fits_ibody(inode.ibody().len()) {
         // The block first: it is what can fail.
-        let change = match (old_block, others_in_block) {
-            (Some(_), Some(rest)) => store_in_block(blocks, inode, ino, goal, block, &rest)?,
-            _ => Change::default(),
-        };
-        store_in_inode(inode, ino, &wanted)?;
+        if old_block.is_some() {
+            change = store_in_block(blocks, inode, ino, goal, block, &in_block)?;
+        }
+        store_in_inode(inode, ino, &with_new)?;
         return Ok(change);
     }
-    let mut wanted = others_in_block.unwrap_or_default();
-    wanted.push(new);
-    let change = store_in_block(blocks, inode, ino, goal, block, &wanted)?;
+    in_block.set(index, rest, value).map_err(no_room)?;
+    change = store_in_block(blocks, inode, ino, goal, block, &in_block)?;
     if old_inode.is_some() {
-        store_in_inode(inode, ino, &others_in_inode)?;
+        store_in_inode(inode, ino, &in_inode)?;
     }
     Ok(change)
 }
 
-fn store_in_inode(inode: &mut Inode, ino: Ino, attributes: &[Attribute]) -> Result<(), FsError> {
-    noun::encode_ibody(inode.ibody_mut(), attributes).map_err(|why| corrupt(ino, None, why))
+fn store_in_inode(inode: &mut Inode, ino: Ino, attributes: &XattrSet) -> Result<(), FsError> {
+    attributes
+        .encode_ibody(inode.ibody_mut())
+        .map_err(|why| corrupt(ino, None, why))
 }
 
 /// Makes these the attributes in the inode's block: in place, in a copy when it is shared, in a new one when there is
@@ -418,7 +413,7 @@ fn store_in_block(
     ino: Ino,
     goal: BlockNo,
     block: Option<Block>,
-    attributes: &[Attribute],
+    attributes: &XattrSet,
 ) -> Result<Change, FsError> {
     if attributes.is_empty() {
         return match block {
@@ -427,21 +422,20 @@ fn store_in_block(
         };
     }
     let sb = blocks.sb().clone();
-    if !noun::fits_block(&sb, attributes) {
+    if !attributes.fits_block(sb.block_size() as usize) {
         return Err(FsError::NoSpace);
     }
     if let Some(block) = &block
         && block.refcount == 1
     {
         let bytes = blocks.modify(block.at)?;
-        noun::encode_block(&sb, block.at, bytes, attributes)
-            .map_err(|why| corrupt(ino, Some(block.at), why))?;
+        write_block(&sb, ino, block.at, bytes, attributes)?;
         return Ok(Change::default());
     }
     let near = block.as_ref().map_or(goal, |block| block.at);
     let at = blocks.alloc(near, 1, 1)?.start;
     let bytes = blocks.create(at)?;
-    noun::encode_block(&sb, at, bytes, attributes).map_err(|why| corrupt(ino, Some(at), why))?;
+    write_block(&sb, ino, at, bytes, attributes)?;
     let had_one = block.is_some();
     if let Some(shared) = block {
         drop_owner(blocks, ino, &shared)?;
@@ -450,6 +444,19 @@ fn store_in_block(
     Ok(Change {
         blocks: if had_one { 0 } else { 1 },
     })
+}
+
+fn write_block(
+    sb: &Superblock,
+    ino: Ino,
+    at: BlockNo,
+    bytes: &mut [u8],
+    attributes: &XattrSet,
+) -> Result<(), FsError> {
+    attributes
+        .encode_block(bytes, 1)
+        .map_err(|why| corrupt(ino, Some(at), why))?;
+    noun::update_block(sb, at, bytes).map_err(|why| corrupt(ino, Some(at), why))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DirFile, Layout, leaf, linear_view};
+use super::{DirFile, Layout, verify_any};
 use crate::ext4::FileType;
 use crate::fs::{FsError, htree};
 use crate::units::{FileBlock, Ino};
@@ -78,13 +78,17 @@ fn by_place(
     for number in first as u32..layout.blocks {
         let block = FileBlock(number);
         let image = dir.get(block)?;
-        let usable = linear_view(dir, layout, block, &image)?;
+        verify_any(layout, block, &image)?;
         let base = u64::from(number) * block_size;
-        for entry in leaf::entries(&image, usable) {
-            let entry = entry.map_err(|detail| layout.corrupt(block, detail))?;
-            if entry.ino == 0 || base + (entry.offset as u64) < cookie {
+        let usable = layout.dirs.usable(layout.block_size);
+        for entry in layout.dirs.entries(&image) {
+            let entry = entry.map_err(|why| layout.corrupt(block, why))?;
+            if base + (entry.offset as u64) < cookie {
                 continue;
             }
+            let Some(found) = layout.found(block, &entry)? else {
+                continue;
+            };
             let end = entry.offset + entry.rec_len;
             // Behind the last entry is the next block, not the checksum.
             let end = if end >= usable {
@@ -92,7 +96,6 @@ fn by_place(
             } else {
                 end
             };
-            let found = layout.found(block, &entry)?;
             let taken = each(&ReadEntry {
                 ino: found.ino,
                 file_type: found.file_type,
@@ -143,7 +146,7 @@ fn by_hash(
         overflowed: false,
     };
     let Some(tree) = tree else {
-        let hasher = htree::default_hasher(dir);
+        let hasher = htree::NameHash::default_of(dir);
         let run: Vec<Piece> = (0..layout.blocks)
             .map(|number| Piece {
                 block: FileBlock(number),
@@ -151,7 +154,7 @@ fn by_hash(
                 high: None,
             })
             .collect();
-        listing.list(dir, layout, &run, &|name| hasher.hash(name), each)?;
+        listing.list(dir, layout, &run, &|name| hasher.of(name), each)?;
         return Ok(());
     };
     let start = if cookie & BY_HASH != 0 {
@@ -238,10 +241,13 @@ impl Listing {
     ) -> Result<(), FsError> {
         let block = piece.block;
         let image = dir.get(block)?;
-        let usable = linear_view(dir, layout, block, &image)?;
-        for entry in leaf::entries(&image, usable) {
-            let entry = entry.map_err(|detail| layout.corrupt(block, detail))?;
-            if entry.ino == 0 || entry.name == b"." || entry.name == b".." {
+        verify_any(layout, block, &image)?;
+        for entry in layout.dirs.entries(&image) {
+            let entry = entry.map_err(|why| layout.corrupt(block, why))?;
+            let Some(found) = layout.found(block, &entry)? else {
+                continue;
+            };
+            if entry.name == b"." || entry.name == b".." {
                 continue;
             }
             let hash = hash(entry.name);
@@ -259,7 +265,6 @@ impl Listing {
             if place | MAX_RANK <= self.after {
                 continue;
             }
-            let found = layout.found(block, &entry)?;
             self.names
                 .insert((place, entry.name.to_vec()), (found.ino, found.file_type));
             if self.names.len() > BATCH {

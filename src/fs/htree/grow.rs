@@ -3,29 +3,44 @@
 //! Order within each: everything is computed and checked, then the one new block is appended (which may fail), then
 //! blocks change.
 
-use super::node::{self, Kind, ROOT_INFO};
-use super::{INFO_LENGTH, Path, Tree, leaf};
-use crate::ext4::FileType;
-use crate::ext4::inode::flags;
+use super::{Path, Tree, leaf, seal};
+use crate::ext4::dirent::{Entry, entry_size};
+use crate::ext4::htree::{self as noun, DxEntry};
+use crate::ext4::inode::flags::INDEX;
+use crate::ext4::{DxBlock, FileType, HashVersion};
 use crate::fs::FsError;
-use crate::fs::dir::{DirFileMut, Entry, Layout, Slot, block};
+use crate::fs::dir::{DirFileMut, Layout, New, Slot};
+use crate::journal::Image;
 use crate::units::{FileBlock, Ino};
 
-/// Packs a block of entries whose room is in pieces, with the new entry behind the others.
+/// An entry as it is packed.
+type Packed<'a> = (Ino, FileType, &'a [u8]);
+
+/// Packs a block of entries whose room is in pieces, with the new entry behind the others; `None` when it has not
+/// enough. Cookies of an indexed directory are hashes, so entries may move.
 pub(super) fn repack(
     dir: &mut impl DirFileMut,
     layout: &Layout,
     at: FileBlock,
-    name: &[u8],
-    ino: Ino,
-    file_type: u8,
-) -> Result<Slot, FsError> {
-    let image = leaf(dir, layout, at)?;
-    let kept = used_entries(layout, at, &image)?;
-    let mut packed = vec![0; layout.block_size];
-    let slot = fill_leaf(layout, at, &mut packed, &kept, Some((name, ino, file_type)))?;
-    dir.modify(at)?.copy_from_slice(&packed);
-    slot.ok_or_else(|| layout.corrupt(at, "no room after packing"))
+    image: &Image,
+    new: &New<'_>,
+) -> Result<Option<Slot>, FsError> {
+    let kept: Vec<Packed<'_>> = used_entries(layout, at, image)?
+        .iter()
+        .filter_map(packed)
+        .collect();
+    let used: usize = kept.iter().map(|entry| entry_size(entry.2.len())).sum();
+    if used + entry_size(new.name.len()) > layout.dirs.usable(layout.block_size) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; layout.block_size];
+    let slot = fill_leaf(layout, at, &mut bytes, &kept, Some(new))?;
+    dir.modify(at)?.copy_from_slice(&bytes);
+    Ok(slot)
+}
+
+fn packed<'a>(entry: &Entry<'a>) -> Option<Packed<'a>> {
+    Some((entry.ino?, entry.file_type, entry.name))
 }
 
 /// The entries in use.
@@ -35,9 +50,9 @@ fn used_entries<'a>(
     image: &'a [u8],
 ) -> Result<Vec<Entry<'a>>, FsError> {
     let mut kept = Vec::new();
-    for entry in block::entries(image, layout.usable) {
-        let entry = entry.map_err(|detail| layout.corrupt(at, detail))?;
-        if entry.ino != 0 {
+    for entry in layout.dirs.entries(image) {
+        let entry = entry.map_err(|why| layout.corrupt(at, why))?;
+        if entry.ino.is_some() {
             kept.push(entry);
         }
     }
@@ -49,25 +64,18 @@ fn fill_leaf(
     layout: &Layout,
     at: FileBlock,
     bytes: &mut [u8],
-    kept: &[Entry<'_>],
-    new: Option<(&[u8], Ino, u8)>,
+    kept: &[Packed<'_>],
+    new: Option<&New<'_>>,
 ) -> Result<Option<Slot>, FsError> {
-    let bad = |detail| layout.corrupt(at, detail);
-    block::pack(bytes, layout.usable, kept.iter().copied()).map_err(bad)?;
-    let mut slot = None;
-    if let Some((name, ino, file_type)) = new {
-        let room = block::room(bytes, layout.usable, block::size_of(name.len()))
-            .map_err(bad)?
-            .ok_or_else(|| bad("no room in a block that was split"))?;
-        let offset =
-            block::insert_at(bytes, layout.usable, room, ino.0, name, file_type).map_err(bad)?;
-        slot = Some(Slot {
-            block: at,
-            offset: offset as u16,
-        });
+    layout
+        .dirs
+        .pack(bytes, kept)
+        .map_err(|why| layout.corrupt(at, why))?;
+    if let Some(new) = new {
+        return layout.add(at, bytes, new).map(Some);
     }
-    layout.seal(bytes);
-    Ok(slot)
+    layout.seal(at, bytes)?;
+    Ok(None)
 }
 
 /// Where to split entries sorted by hash: so many stay. About half the bytes go, so that a name of any length has room
@@ -86,22 +94,19 @@ fn split_point(layout: &Layout, sizes: &[usize]) -> usize {
 
 /// Splits the full block of entries at the end of `path`, whose index block has room, and adds the entry to the half
 /// it belongs to.
-#[expect(clippy::too_many_arguments, reason = "an entry is four values")]
 pub(super) fn split_leaf(
     dir: &mut impl DirFileMut,
     layout: &Layout,
     tree: &Tree,
     path: &Path,
     hash: u32,
-    name: &[u8],
-    ino: Ino,
-    file_type: u8,
+    new: &New<'_>,
 ) -> Result<Slot, FsError> {
     let at = path.leaf;
     let image = leaf(dir, layout, at)?;
-    let mut sorted: Vec<(u32, Entry<'_>)> = used_entries(layout, at, &image)?
-        .into_iter()
-        .map(|entry| (tree.hash(entry.name), entry))
+    let mut sorted: Vec<(u32, Packed<'_>)> = used_entries(layout, at, &image)?
+        .iter()
+        .filter_map(|entry| Some((tree.hash(entry.name), packed(entry)?)))
         .collect();
     sorted.sort_by_key(|(hash, _)| *hash);
     if sorted.len() < 2 {
@@ -109,37 +114,24 @@ pub(super) fn split_leaf(
     }
     let sizes: Vec<usize> = sorted
         .iter()
-        .map(|(_, entry)| block::size_of(entry.name.len()))
+        .map(|(_, entry)| entry_size(entry.2.len()))
         .collect();
     let split = split_point(layout, &sizes);
     let bound = sorted[split].0;
     let continued = u32::from(bound == sorted[split - 1].0);
-    let (stay, go): (Vec<Entry<'_>>, Vec<Entry<'_>>) = (
-        sorted[..split].iter().map(|(_, entry)| *entry).collect(),
-        sorted[split..].iter().map(|(_, entry)| *entry).collect(),
-    );
-    let new = (name, ino, file_type);
-    let (for_low, for_high) = if hash >= bound {
-        (None, Some(new))
-    } else {
-        (Some(new), None)
-    };
+    let entries: Vec<Packed<'_>> = sorted.into_iter().map(|(_, entry)| entry).collect();
+    let (stay, go) = entries.split_at(split);
+    let goes = hash >= bound;
     let mut low = vec![0; layout.block_size];
     let mut high = vec![0; layout.block_size];
-    let slot_low = fill_leaf(layout, at, &mut low, &stay, for_low)?;
-    let slot_high = fill_leaf(layout, at, &mut high, &go, for_high)?;
+    let slot_low = fill_leaf(layout, at, &mut low, stay, (!goes).then_some(new))?;
+    let slot_high = fill_leaf(layout, at, &mut high, go, goes.then_some(new))?;
 
     let added = dir.append()?;
     dir.modify(at)?.copy_from_slice(&low);
     dir.modify(added)?.copy_from_slice(&high);
-    add_to_index(
-        dir,
-        layout,
-        path,
-        path.frames.len() - 1,
-        bound | continued,
-        added,
-    )?;
+    let level = path.frames.len() - 1;
+    add_to_index(dir, layout, path, level, bound | continued, added)?;
     slot_low
         .or(slot_high.map(|slot| Slot {
             block: added,
@@ -154,20 +146,38 @@ fn add_to_index(
     layout: &Layout,
     path: &Path,
     level: usize,
-    bound: u32,
+    hash: u32,
     child: FileBlock,
 ) -> Result<(), FsError> {
     let frame = &path.frames[level];
-    let bytes = dir.modify(frame.block)?;
-    node::insert_after(
-        bytes,
-        frame.kind,
-        layout.seed,
-        &frame.shape,
-        frame.at,
-        node::entry(bound, child.0),
-    );
-    Ok(())
+    let mut dx = DxBlock::clone(&frame.dx);
+    dx.entries
+        .insert(frame.at + 1, DxEntry { hash, block: child });
+    rewrite(dir, layout, frame.block, &dx)
+}
+
+/// Writes an index block's entries.
+fn rewrite(
+    dir: &mut impl DirFileMut,
+    layout: &Layout,
+    block: FileBlock,
+    dx: &DxBlock,
+) -> Result<(), FsError> {
+    let bytes = dir.modify(block)?;
+    dx.encode(bytes);
+    seal(layout, block, bytes)
+}
+
+/// Writes a new index block.
+fn write_node(
+    dir: &mut impl DirFileMut,
+    layout: &Layout,
+    block: FileBlock,
+    entries: Vec<DxEntry>,
+) -> Result<(), FsError> {
+    let bytes = dir.modify(block)?;
+    noun::init_node(&layout.dirs, bytes, entries);
+    seal(layout, block, bytes)
 }
 
 /// Makes room in the index above a full block of entries: splits the index block below the lowest one that has room, or
@@ -178,20 +188,18 @@ pub(super) fn split_index(
     tree: &Tree,
     path: &Path,
 ) -> Result<(), FsError> {
-    let Some(parent) = path.frames.iter().rposition(|frame| !frame.is_full()) else {
+    let Some(parent) = path.frames.iter().rposition(|frame| !frame.dx.is_full()) else {
         return add_level(dir, layout, tree, path);
     };
     let Some(full) = path.frames.get(parent + 1) else {
         return Ok(());
     };
-    let shape = &full.shape;
-    let stay = shape.count / 2;
-    let bound = shape.hash(&full.image, stay);
-    let low = shape.entries(&full.image, 0, stay);
-    let high = shape.entries(&full.image, stay, shape.count);
+    let mut low = DxBlock::clone(&full.dx);
+    let high = low.entries.split_off(low.entries.len() / 2);
+    let bound = high[0].hash;
     let added = dir.append()?;
-    node::fill(dir.modify(added)?, Kind::Node, layout.seed, &high);
-    node::fill(dir.modify(full.block)?, full.kind, layout.seed, &low);
+    write_node(dir, layout, added, high)?;
+    rewrite(dir, layout, full.block, &low)?;
     add_to_index(dir, layout, path, parent, bound, added)
 }
 
@@ -205,54 +213,49 @@ fn add_level(
     if tree.levels >= tree.max_levels {
         return Err(FsError::NoSpace);
     }
-    let root = &path.frames[0];
-    let entries = root.shape.entries(&root.image, 0, root.shape.count);
+    let mut root = DxBlock::clone(&tree.root);
     let added = dir.append()?;
-    node::fill(dir.modify(added)?, Kind::Node, layout.seed, &entries);
-    let bytes = dir.modify(root.block)?;
-    bytes[ROOT_INFO + 6] = tree.levels as u8;
-    node::fill(bytes, Kind::Root, layout.seed, &node::entry(0, added.0));
-    Ok(())
+    let only = DxEntry {
+        hash: 0,
+        block: added,
+    };
+    let entries = std::mem::replace(&mut root.entries, vec![only]);
+    if let Some(info) = &mut root.info {
+        info.indirect_levels += 1;
+    }
+    write_node(dir, layout, added, entries)?;
+    rewrite(dir, layout, path.frames[0].block, &root)
 }
 
 /// Gives a linear directory of one block an index: its entries move to block 1, block 0 becomes the root. `false`, and
 /// nothing changes, when its first block does not begin as ext4 lays it out or the volume's hash is unknown.
 pub(crate) fn convert(dir: &mut impl DirFileMut, layout: &Layout) -> Result<bool, FsError> {
-    let version = dir.sb().s_def_hash_version();
-    if !super::KNOWN_HASHES.contains(&version) {
+    let Some(version) = HashVersion::from_code(dir.sb().s_def_hash_version()) else {
         return Ok(false);
-    }
+    };
     let first = FileBlock(0);
     let image = leaf(dir, layout, first)?;
-    let mut entries = used_entries(layout, first, &image)?;
-    let dots = entries.len() >= 2
-        && entries[0].name == b"."
-        && entries[0].offset == 0
-        && entries[0].rec_len == block::size_of(1)
-        && entries[1].name == b".."
-        && entries[1].offset == block::size_of(1);
-    if !dots {
+    let entries = used_entries(layout, first, &image)?;
+    let [dot, dotdot, rest @ ..] = &entries[..] else {
         return Ok(false);
-    }
-    let own = layout.entry_ino(first, &entries[0])?;
-    let parent = layout.entry_ino(first, &entries[1])?;
-    let kept = entries.split_off(2);
+    };
+    let usual = dot.name == b"."
+        && dot.offset == 0
+        && dot.rec_len == entry_size(1)
+        && dotdot.name == b".."
+        && dotdot.offset == entry_size(1);
+    let (true, Some(parent)) = (usual, dotdot.ino) else {
+        return Ok(false);
+    };
+    let kept: Vec<Packed<'_>> = rest.iter().filter_map(packed).collect();
     let mut moved = vec![0; layout.block_size];
     fill_leaf(layout, first, &mut moved, &kept, None)?;
 
     let added = dir.append()?;
     dir.modify(added)?.copy_from_slice(&moved);
-    let directory = layout.stored_type(FileType::Directory);
-    let (seed, block_size) = (layout.seed, layout.block_size);
     let bytes = dir.modify(first)?;
-    bytes.fill(0);
-    let dot = block::size_of(1);
-    block::put(bytes, 0, dot, own.0, b".", directory);
-    block::put(bytes, dot, block_size - dot, parent.0, b"..", directory);
-    bytes[ROOT_INFO + 4] = version;
-    bytes[ROOT_INFO + 5] = INFO_LENGTH;
-    node::fill(bytes, Kind::Root, seed, &node::entry(0, added.0));
-    let flags = dir.flags();
-    dir.set_flags(flags | flags::INDEX)?;
+    noun::init_root(&layout.dirs, bytes, layout.ino, parent, version, added);
+    seal(layout, first, bytes)?;
+    dir.set_flags(dir.flags() | INDEX)?;
     Ok(true)
 }

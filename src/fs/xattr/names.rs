@@ -1,17 +1,18 @@
 //! The names of attributes: `user.`, `trusted.`, `security.` and the two access control lists, as programs write them,
 //! and as ext4 stores them: a number for the prefix, and the rest.
 
+use crate::ext4::xattr::index;
+use crate::ext4::{Acl, Xattr};
 use crate::fs::FsError;
-use crate::fs::nouns_xattr::Attribute;
 
-/// A prefix and its `e_name_index`.
+/// What a name begins with, or is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Space {
-    User = 1,
-    AclAccess = 2,
-    AclDefault = 3,
-    Trusted = 4,
-    Security = 6,
+    User,
+    AclAccess,
+    AclDefault,
+    Trusted,
+    Security,
 }
 
 /// Most bytes of a name, with its prefix; more is ERANGE.
@@ -28,6 +29,17 @@ const WHOLE: [(&[u8], Space); 2] = [
 ];
 
 impl Space {
+    /// `e_name_index`.
+    pub fn index(self) -> u8 {
+        match self {
+            Space::User => index::USER,
+            Space::AclAccess => index::POSIX_ACL_ACCESS,
+            Space::AclDefault => index::POSIX_ACL_DEFAULT,
+            Space::Trusted => index::TRUSTED,
+            Space::Security => index::SECURITY,
+        }
+    }
+
     /// Whether it is one of the access control lists.
     pub fn is_acl(self) -> bool {
         matches!(self, Space::AclAccess | Space::AclDefault)
@@ -71,28 +83,25 @@ impl<'a> Name<'a> {
     pub fn of_acl(space: Space) -> Name<'a> {
         Name { space, rest: b"" }
     }
-
-    /// Whether an attribute has this name.
-    pub fn is(&self, attribute: &Attribute) -> bool {
-        attribute.index == self.space as u8 && attribute.name == self.rest
-    }
-
-    /// The attribute of this name with a value.
-    pub fn with(&self, value: &[u8]) -> Attribute {
-        Attribute {
-            index: self.space as u8,
-            name: self.rest.to_vec(),
-            value: value.to_vec(),
-        }
-    }
 }
 
-/// The name that programs use; `None` for one of a kind that programs do not see.
-pub(super) fn full_name(attribute: &Attribute) -> Option<Vec<u8>> {
+/// The name that programs use; `None` for one of a kind that programs can not ask for.
+pub(super) fn full_name(attribute: &Xattr) -> Option<Vec<u8>> {
     let number = attribute.index;
-    if let Some((name, _)) = WHOLE.iter().find(|(_, space)| *space as u8 == number) {
+    if let Some((name, _)) = WHOLE.iter().find(|(_, space)| space.index() == number) {
         return Some(name.to_vec());
     }
-    let (prefix, _) = PREFIXES.iter().find(|(_, s)| *s as u8 == number)?;
+    let (prefix, _) = PREFIXES.iter().find(|(_, s)| s.index() == number)?;
     Some([prefix, attribute.name.as_slice()].concat())
+}
+
+/// The list that a program passes; `None` removes. EOPNOTSUPP for another version of the form, EINVAL for no list.
+pub(super) fn acl_from_user(value: &[u8]) -> Result<Option<Acl>, FsError> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    if value.len() >= 4 && value[..4] != 2u32.to_le_bytes() {
+        return Err(FsError::Refused(libc::EOPNOTSUPP));
+    }
+    Acl::from_user(value).map_err(|_| FsError::Refused(libc::EINVAL))
 }
