@@ -322,6 +322,25 @@ impl Inode {
         self.i_blocks(sb) == attributes
     }
 
+    /// The target of a symlink that has it in `i_block`; `None` if it is in a block.
+    pub fn symlink_target(&self, sb: &Superblock) -> Result<Option<&[u8]>, Corrupt> {
+        if !self.is_fast_symlink(sb) {
+            return Ok(None);
+        }
+        let i_block = &self.raw[0x28..0x64];
+        let size = self.i_size(sb);
+        match i_block.get(..size as usize) {
+            Some(target) if size < 60 => Ok(Some(target)),
+            _ => Err(Corrupt::field(
+                WHAT,
+                "i_size",
+                4,
+                "below 60 in a fast symlink",
+                size,
+            )),
+        }
+    }
+
     // ---- owner
 
     /// Owner.

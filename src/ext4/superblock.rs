@@ -628,3 +628,6 @@ impl fmt::Debug for Superblock {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

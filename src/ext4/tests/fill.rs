@@ -181,12 +181,14 @@ pub fn compare(image: &Image, facts: &BTreeMap<Ino, Facts>, variant: &Variant) {
             );
         }
         if kind.is_symlink() {
-            let target = if inode.is_fast_symlink(&sb) {
-                inode.i_block()[..inode.i_size(&sb) as usize].to_vec()
-            } else {
-                let (blocks, _) = walk::map(image, &sb, ino, &inode);
-                image.block(&sb, blocks[&0])[..inode.i_size(&sb) as usize].to_vec()
+            let target = match inode.symlink_target(&sb).unwrap() {
+                Some(target) => target.to_vec(),
+                None => {
+                    let (blocks, _) = walk::map(image, &sb, ino, &inode);
+                    image.block(&sb, blocks[&0])[..inode.i_size(&sb) as usize].to_vec()
+                }
             };
+            assert_eq!(target.len() as u64, stat.size(), "{context}");
             assert!(target.iter().all(|&b| b == b'x'), "{context}");
         }
         assert_eq!(inode.file_type() == FileType::Directory, kind.is_dir());
