@@ -368,7 +368,7 @@ pub struct WaitArgs {
     pub peer: String,
     /// The state, as lockstep-states(7) lists them.
     #[arg(value_name = "STATE", ignore_case = true, value_parser = state_names())]
-    pub state: String,
+    pub wanted: String,
     /// Give up after this many seconds. For ever unless given.
     #[arg(long, value_name = "S", value_parser = parse_seconds)]
     pub timeout: Option<std::time::Duration>,

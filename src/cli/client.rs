@@ -142,7 +142,7 @@ impl Asked {
 
 /// Asks, shows notes, and gives the last line's value.
 pub fn call(state: &StateDir, request: &Request) -> Result<Value, Failed> {
-    ask(state, request)?.finish(|value| say(value))
+    ask(state, request)?.finish(say)
 }
 
 /// The same, with the value as its type.

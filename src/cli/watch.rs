@@ -299,7 +299,7 @@ pub fn wait(state: &StateDir, args: &WaitArgs) -> Result<Exit, Failed> {
     let request = Request::Wait {
         name: args.name.clone(),
         peer: args.peer.clone(),
-        state: args.state.to_ascii_uppercase(),
+        state: args.wanted.to_ascii_uppercase(),
         timeout_ms: args.timeout.map(|t| t.as_millis() as u64),
     };
     call(state, &request)?;

@@ -150,6 +150,7 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
         NewEvent::node("node-started", format!("node {name} listens on {listen}"))
             .with("pid", std::process::id()),
     );
+    node.list_all();
     let control = tokio::spawn(control::serve(socket, Arc::clone(node)));
     let opener = {
         let node = Arc::clone(node);

@@ -172,15 +172,18 @@ impl Node {
         ))
     }
 
-    /// Opens every volume of the catalogue, one after the other; a failure stops none of the others.
+    /// Lists every volume of the catalogue, closed: each is shown from the start, also while another is recovered.
+    pub fn list_all(&self) {
+        for name in self.catalogue.get().volumes.keys() {
+            if let Err(e) = volumes::add(self, name) {
+                tracing::error!("{e}");
+            }
+        }
+    }
+
+    /// Opens every volume, one after the other; a failure stops none of the others.
     pub fn open_all(self: &Arc<Node>) {
-        let names: Vec<String> = self.catalogue.get().volumes.keys().cloned().collect();
-        // Every volume is shown from the start, also while an earlier one is being recovered.
-        let hosts: Vec<_> = names
-            .iter()
-            .filter_map(|n| volumes::add(self, n).ok())
-            .collect();
-        for host in hosts {
+        for host in self.hosts() {
             if self.is_stopping() {
                 return;
             }
