@@ -196,23 +196,34 @@ pub enum Copy {
 /// What a master knows of one of its mirrors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerFacts {
-    /// The last transaction that the mirror has acknowledged as durable.
+    /// Every transaction up to this one is acknowledged by the mirror, or recorded in its dirty map.
     #[serde(with = "json::number")]
     pub acked: Txid,
     /// Order was given up for a dirty map.
     pub cracked: bool,
+    /// What the state machine wants remembered.
+    #[serde(flatten)]
+    pub record: PeerRecord,
+}
+
+/// What of a mirror's state outlasts its master's node. Facts, never a state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// The buffer is secured.
+    #[serde(default)]
+    pub secured: bool,
     /// The operator paused it.
     #[serde(default)]
     pub paused: bool,
-    /// Its first copy is complete.
+    /// The severe failure that stopped it: the code of its cause, and the detail.
     #[serde(default)]
-    pub complete: bool,
-    /// The block up to which a running copy or resynchronisation was acknowledged; `None` when none runs.
-    #[serde(default, with = "json::optional")]
-    pub cursor: Option<BlockNo>,
-    /// The transaction from which on its copy is a state the master had.
-    #[serde(default, with = "json::number")]
-    pub consistent_at: Txid,
+    pub error: Option<(String, String)>,
+    /// The volume was changed from outside since this mirror was last equal.
+    #[serde(default)]
+    pub changed_outside: bool,
+    /// Cap of the bulk replicator, bytes a second.
+    #[serde(default)]
+    pub rate: Option<u64>,
 }
 
 #[cfg(test)]

@@ -6,6 +6,11 @@
 //! `MakeParts`/`PartsReady`, `Ask`/`History`, `Begin`/`Ready`, then the stream: `Bulk` and transactions from the master,
 //! `Ack` from the mirror. Frames of the stream carry a sequence number; an `Ack` names the last one that is durable.
 
+#![allow(
+    missing_docs,
+    reason = "rkyv derives twins of these types whose fields have no docs"
+)]
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// The version of this vocabulary; both sides must have the same.

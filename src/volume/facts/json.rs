@@ -56,19 +56,6 @@ pub mod number {
     }
 }
 
-pub mod optional {
-    //! A unit as a number or null.
-    use super::*;
-
-    pub fn serialize<T: Number, S: Serializer>(value: &Option<T>, s: S) -> Result<S::Ok, S::Error> {
-        value.map(T::get).serialize(s)
-    }
-
-    pub fn deserialize<'de, T: Number, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
-        Option::<u64>::deserialize(d)?.map(put::<T, D>).transpose()
-    }
-}
-
 fn parse<'de, D: Deserializer<'de>>(d: D, digits: usize) -> Result<u128, D::Error> {
     let text = String::deserialize(d)?;
     let plain = text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());

@@ -47,10 +47,13 @@ pub(super) fn sample() -> Facts {
     facts.peers.insert(
         "b\"ü\n".into(),
         PeerFacts {
-            acked: Txid(8),
+            acked: Txid(40),
             cracked: true,
-            cursor: Some(BlockNo(1 << 40)),
-            ..PeerFacts::default()
+            record: PeerRecord {
+                paused: true,
+                error: Some(("unrelated".into(), "no history in common".into())),
+                ..PeerRecord::default()
+            },
         },
     );
     facts.peers.insert("c".into(), PeerFacts::default());
