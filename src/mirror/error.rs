@@ -1,0 +1,61 @@
+//! What can go wrong in replication, on either side.
+
+use states::Cause;
+
+use crate::fs::FsError;
+use crate::journal::JournalError;
+use crate::mirror::dirty::DirtyError;
+use crate::units::Txid;
+use crate::volume::VolumeError;
+use crate::volume::facts::FactsError;
+
+/// An error of a stream or of a copy.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// The dirty map.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The engine.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The parts.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// The fact file.
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    /// The log does not hold what comes after a transaction.
+    #[error("the log no longer holds what follows transaction {0}")]
+    LogLost(Txid),
+    /// The peer broke the protocol.
+    #[error("protocol violation by the peer: {0}")]
+    Protocol(String),
+    /// The peer, or this side, refuses with a cause of the state table.
+    #[error("{}: {detail}", .cause.sentence())]
+    Refused {
+        /// The cause.
+        cause: Cause,
+        /// Names and numbers.
+        detail: String,
+    },
+}
+
+/// The cause in the state table that a failure of the mirror's own disk or copy has.
+pub fn disk_cause(error: &MirrorError) -> Cause {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    Cause::MirrorDiskFull
+                }
+                _ => Cause::MirrorDiskFailing,
+            };
+        }
+        source = error.source();
+    }
+    Cause::MirrorDamaged
+}

@@ -1,0 +1,468 @@
+//! The mirror's side of a stream: makes what the master sends durable, acknowledges, and only then shows it.
+//!
+//! Owns the copy's parts, its journal, its facts. Invariants: while following, a transaction is in this side's journal,
+//! flushed, before it is acknowledged or seen; an incomplete transaction leaves no trace; while copying, blocks go
+//! straight home behind a guard that keeps every other program off the volume, and the guard goes last. Never writes
+//! outside the volume, nor to the journal's own blocks, whatever the master sends.
+
+mod apply;
+mod copy;
+mod session;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use states::Cause;
+
+use crate::fs::{Fs, FsOptions, FsRole, How, open_volume};
+use crate::io::{Clock, Random};
+use crate::journal::{Hint, Image, Journal, ResumeEnd, Transaction};
+use crate::mirror::error::{MirrorError, disk_cause};
+use crate::mirror::keeper::FollowerKeeper;
+use crate::mirror::ranges::RangeSet;
+use crate::mirror::{committed, guard, stamps};
+use crate::units::{BlockNo, BlockRange, Generation, Txid};
+use crate::volume::Volume;
+use crate::volume::facts::{Copy, FactStore, Facts, Role};
+use crate::wire::message::{MasterStatus, Message};
+
+/// Bytes written home, or waiting for the log, before they are flushed and acknowledged without waiting for a pause.
+const FLUSH_BYTES: u64 = 16 << 20;
+/// The most bytes by value that one transaction may have: the sender cracks before it merges more.
+const TRANSACTION_BYTES: usize = 320 << 20;
+/// This side's own claim on its log: what its fact file does not know yet.
+const SELF: u32 = 0;
+
+/// Where parts come from: the node decides, the master only says how many and how large.
+pub trait PartStore: Send + Sync + std::fmt::Debug {
+    /// Makes the parts of `volume`, or validates those that it made before. Sizes in bytes.
+    fn make(
+        &self,
+        volume: &str,
+        volume_id: u128,
+        block_size: u32,
+        parts: &[u64],
+    ) -> Result<Arc<Volume>, (Cause, String)>;
+}
+
+/// What a follower wants done, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a frame to the master.
+    Send(Message, Vec<u8>),
+    /// Tell the mount what changed.
+    Invalidate(Vec<Hint>),
+    /// The copy can be mounted.
+    Opened(Arc<Fs>),
+    /// The copy is no longer a state that the master had: unmount it before the next frame.
+    Withdraw,
+    /// The master says how it stands.
+    Status(MasterStatus),
+    /// The session is over.
+    Close(String),
+}
+
+/// What a follower needs of the world.
+#[derive(Clone, Debug)]
+pub struct Env {
+    /// This node's name.
+    pub node: String,
+    /// Makes parts.
+    pub parts: Arc<dyn PartStore>,
+    /// Keeps facts.
+    pub facts: Arc<dyn FactStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Chance.
+    pub random: Arc<dyn Random>,
+    /// Bytes of cache for the mounted copy.
+    pub cache_bytes: usize,
+}
+
+/// A transaction of which not every frame has come.
+struct Current {
+    first: Txid,
+    last: Txid,
+    zeroed: Vec<BlockRange>,
+    freed: Vec<BlockRange>,
+    hints: Vec<Hint>,
+    images: BTreeMap<BlockNo, Image>,
+    bytes: usize,
+}
+
+/// A copy in the making.
+struct Copying {
+    first: bool,
+    cursor: BlockNo,
+    txid: Txid,
+    seq: u64,
+    unflushed: u64,
+    log: Vec<BlockRange>,
+}
+
+/// A copy that follows the master's log.
+struct Following {
+    fs: Arc<Fs>,
+    journal: Arc<Journal>,
+    /// The last transaction that is durable here and shown.
+    applied: Txid,
+    pending: Vec<Transaction>,
+    pending_bytes: u64,
+    pending_freed: RangeSet,
+    seq: u64,
+}
+
+enum Phase {
+    Idle,
+    Copying(Copying),
+    Following(Following),
+}
+
+/// One mirrored volume on the mirror's node.
+pub struct Follower {
+    env: Env,
+    name: String,
+    volume: Option<Arc<Volume>>,
+    facts: Arc<Mutex<Facts>>,
+    phase: Phase,
+    current: Option<Current>,
+    /// Cleared by what a stream says first.
+    streaming: bool,
+}
+
+impl Follower {
+    /// A follower for the volume `name`, which may have a copy already. Opens the copy if it is complete and consistent,
+    /// so that it can be mounted without its master.
+    pub fn open(
+        env: Env,
+        name: String,
+        facts: Option<Facts>,
+        volume: Option<Arc<Volume>>,
+    ) -> Result<(Follower, Vec<Output>), MirrorError> {
+        let facts = facts.unwrap_or_else(|| Facts::blank(0, name.clone(), Role::Mirror));
+        let mut follower = Follower {
+            env,
+            name,
+            volume,
+            facts: Arc::new(Mutex::new(facts)),
+            phase: Phase::Idle,
+            current: None,
+            streaming: false,
+        };
+        let mut outputs = Vec::new();
+        if follower.volume.is_some() && follower.is_consistent() {
+            follower.follow(&mut outputs)?;
+        }
+        Ok((follower, outputs))
+    }
+
+    /// The volume's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A copy of the facts as they are now.
+    pub fn facts(&self) -> Facts {
+        self.facts.lock().clone()
+    }
+
+    /// The open copy, if there is one that is a state the master had.
+    pub fn fs(&self) -> Option<Arc<Fs>> {
+        match &self.phase {
+            Phase::Following(following) => Some(Arc::clone(&following.fs)),
+            Phase::Idle | Phase::Copying(_) => None,
+        }
+    }
+
+    /// Whether the copy is complete and a state that the master had.
+    pub fn is_consistent(&self) -> bool {
+        let facts = self.facts.lock();
+        facts.copy == Copy::Complete && facts.applied >= facts.consistent_at
+    }
+
+    /// The last transaction of the copy.
+    pub fn applied(&self) -> Txid {
+        match &self.phase {
+            Phase::Copying(copying) => copying.txid,
+            Phase::Following(following) => following.applied,
+            Phase::Idle => self.facts.lock().applied,
+        }
+    }
+
+    /// Handles one frame.
+    pub fn frame(
+        &mut self,
+        message: Message,
+        payload: Vec<u8>,
+    ) -> Result<Vec<Output>, MirrorError> {
+        let mut out = Vec::new();
+        match message {
+            Message::Hello {
+                version,
+                volume_id,
+                volume,
+                ..
+            } => self.hello(version, &volume, volume_id, &mut out),
+            Message::MakeParts {
+                block_size,
+                parts,
+                discard,
+            } => self.make_parts(block_size, &parts, discard, &mut out)?,
+            Message::Ask => out.push(Output::Send(Message::History(self.history()), Vec::new())),
+            Message::Begin {
+                mode,
+                generations,
+                from,
+                compare,
+            } => self.begin(mode, &generations, Txid(from), compare, &payload, &mut out)?,
+            Message::Bulk {
+                seq,
+                data,
+                zero,
+                cursor,
+            } => self.bulk(seq, &data, &zero, cursor, &payload, &mut out)?,
+            Message::TxnBegin {
+                first,
+                last,
+                zeroed,
+                freed,
+                touched,
+                ..
+            } => self.txn_begin(Txid(first), Txid(last), &zeroed, &freed, &touched)?,
+            Message::TxnBlocks { blocks } => self.txn_blocks(&blocks, &payload)?,
+            Message::TxnFresh { ranges } => self.txn_fresh(&ranges, &payload, &mut out)?,
+            Message::TxnEnd { seq, last, chain } => {
+                self.txn_end(seq, Txid(last), chain, &mut out)?
+            }
+            Message::CopyEnd {
+                seq,
+                consistent_at,
+                chain,
+                log,
+            } => self.copy_end(seq, Txid(consistent_at), chain, &log, &payload, &mut out)?,
+            Message::Hash { id, ranges } => self.hash(id, &ranges, &mut out)?,
+            Message::Status(status) => out.push(Output::Status(status)),
+            Message::Ping { token } => {
+                out.push(Output::Send(Message::Pong { token }, Vec::new()));
+            }
+            Message::Pong { .. } => {}
+            Message::Bye { reason } => {
+                self.idle_into(&mut out)?;
+                out.push(Output::Close(reason));
+            }
+            Message::Welcome { .. }
+            | Message::Refused { .. }
+            | Message::PartsReady
+            | Message::History(_)
+            | Message::Ready
+            | Message::Ack { .. }
+            | Message::Hashes { .. } => {
+                return Err(MirrorError::Protocol(
+                    "a message that only a mirror sends".to_string(),
+                ));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Nothing more has come for now: what has is made durable, shown, and acknowledged.
+    pub fn idle(&mut self) -> Result<Vec<Output>, MirrorError> {
+        let mut out = Vec::new();
+        self.idle_into(&mut out)?;
+        Ok(out)
+    }
+
+    fn idle_into(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        match &self.phase {
+            Phase::Copying(copying) if copying.unflushed > 0 => self.flush_copy(out),
+            Phase::Following(_) => self.commit(out),
+            Phase::Copying(_) | Phase::Idle => Ok(()),
+        }
+    }
+
+    /// The link is gone: an unfinished transaction is dropped, what is whole is kept.
+    pub fn disconnected(&mut self) -> Result<Vec<Output>, MirrorError> {
+        self.current = None;
+        self.streaming = false;
+        self.idle()
+    }
+
+    /// Now and then (about once a second): the fact file learns how far the copy is, so that the log can be reused.
+    pub fn tick(&mut self) -> Result<(), MirrorError> {
+        match &self.phase {
+            Phase::Following(following) => {
+                let last = following.applied;
+                if self.facts.lock().applied < last {
+                    self.note_applied(last)?;
+                }
+                Ok(())
+            }
+            Phase::Idle | Phase::Copying(_) => Ok(()),
+        }
+    }
+
+    fn note_applied(&mut self, txid: Txid) -> Result<(), MirrorError> {
+        let Phase::Following(following) = &self.phase else {
+            return Ok(());
+        };
+        let mut facts = self.facts.lock();
+        facts.applied = txid;
+        if let Some(chain) = committed::chain_at(&following.journal, txid) {
+            facts.chain = chain;
+        }
+        facts.high_txid = facts.high_txid.max(txid);
+        self.env.facts.save(&facts)?;
+        drop(facts);
+        following.journal.set_consumer(SELF, txid);
+        Ok(())
+    }
+
+    /// An orderly end: everything that is durable is brought home, and the kernel could mount the copy.
+    pub fn close(&mut self) -> Result<Vec<Output>, MirrorError> {
+        self.current = None;
+        let mut out = Vec::new();
+        self.idle_into(&mut out)?;
+        self.stop_following()?;
+        Ok(out)
+    }
+
+    /// Empties the log and leaves it.
+    fn stop_following(&mut self) -> Result<Vec<BlockRange>, MirrorError> {
+        let Phase::Following(following) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return Ok(Vec::new());
+        };
+        let volume = self.volume()?;
+        let last = following.applied;
+        let chain = committed::chain_at(&following.journal, last);
+        following.journal.set_consumer(SELF, last);
+        let head = following.journal.close()?;
+        guard::clear_recover(&volume)?;
+        let mut facts = self.facts.lock();
+        facts.applied = last;
+        facts.chain = chain.unwrap_or(facts.chain);
+        facts.high_txid = facts.high_txid.max(last);
+        facts.head = Some(head);
+        facts.stamps = Some(stamps::read(&volume)?);
+        self.env.facts.save(&facts)?;
+        Ok(following.journal.map().0.clone())
+    }
+
+    /// Opens the complete, consistent copy: recovers its log, and follows from there.
+    fn follow(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        let volume = self.volume()?;
+        // A power cut between the facts and the guard: the facts were first.
+        guard::lower_if_raised(&volume)?;
+        let mut facts = self.facts.lock().clone();
+        if let Some(expected) = &facts.stamps
+            && let Some(what) = stamps::changed(expected, &stamps::read(&volume)?)
+        {
+            tracing::warn!(volume = %self.name, %what, "this copy was changed from outside: it will be compared");
+            facts.tainted = true;
+        }
+        let base = facts.high_txid.max(facts.applied);
+        let opened = open_volume(Arc::clone(&volume), base, How::ReadWrite)?;
+        let journal = Arc::clone(&opened.journal);
+        if let Some(tail) = &facts.tail {
+            // What was acknowledged after the facts were saved last: in the log, home or not.
+            let end = match facts.head {
+                Some(head) => ResumeEnd::Clean(head),
+                None => ResumeEnd::Recovered,
+            };
+            match journal.resume(&facts.segments, tail, end) {
+                Ok(infos) => {
+                    if let Some(info) = infos.last().filter(|info| info.txid > facts.applied) {
+                        facts.applied = info.txid;
+                        facts.chain = info.chain;
+                    }
+                }
+                Err(error) if facts.tainted => {
+                    tracing::warn!(volume = %self.name, %error, "the log can not be resumed");
+                }
+                Err(error) => {
+                    tracing::warn!(volume = %self.name, %error, "the log can not be resumed: this copy will be compared");
+                    facts.tainted = true;
+                }
+            }
+        }
+        if let Some(recovery) = &opened.recovered
+            && let (Some(last), Some(chain)) = (recovery.last, recovery.chain)
+            && last > facts.applied
+        {
+            facts.applied = last;
+            facts.chain = chain;
+        }
+        guard::set_recover(&volume)?;
+        facts.head = None;
+        facts.stamps = Some(stamps::read_open(&volume)?);
+        self.env.facts.save(&facts)?;
+        let generation = facts
+            .generations
+            .last()
+            .map_or(Generation(0), |lineage| lineage.generation);
+        let (applied, chain) = (facts.applied, facts.chain);
+        *self.facts.lock() = facts;
+        journal.set_consumer(SELF, applied);
+        journal.set_keeper(Arc::new(FollowerKeeper::new(
+            Arc::clone(&self.facts),
+            Arc::clone(&self.env.facts),
+            Arc::downgrade(&journal),
+            SELF,
+        )));
+        journal.begin_segment(generation, applied.next())?;
+        journal.set_chain(chain);
+        let fs = Arc::new(Fs::open(
+            opened,
+            FsOptions {
+                role: FsRole::Mirror,
+                clock: Arc::clone(&self.env.clock),
+                random: Arc::clone(&self.env.random),
+                cache_bytes: self.env.cache_bytes,
+                commit_interval: Duration::from_secs(1),
+            },
+        )?);
+        out.push(Output::Opened(Arc::clone(&fs)));
+        self.phase = Phase::Following(Following {
+            fs,
+            journal,
+            applied,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            pending_freed: RangeSet::default(),
+            seq: 0,
+        });
+        Ok(())
+    }
+
+    fn volume(&self) -> Result<Arc<Volume>, MirrorError> {
+        self.volume
+            .clone()
+            .ok_or_else(|| MirrorError::Protocol("there are no parts yet".to_string()))
+    }
+}
+
+/// What a mirror tells its master when it can not go on.
+pub fn failure(error: &MirrorError) -> Message {
+    match error {
+        MirrorError::Refused { cause, detail } => refused(*cause, detail.clone()),
+        MirrorError::Protocol(detail) => Message::Refused {
+            code: "bad-frame".to_string(),
+            detail: detail.clone(),
+            severe: false,
+        },
+        other => refused(disk_cause(other), other.to_string()),
+    }
+}
+
+fn refused(cause: Cause, detail: String) -> Message {
+    Message::Refused {
+        code: cause.to_string(),
+        detail,
+        severe: true,
+    }
+}
+
+fn protocol(what: &str) -> MirrorError {
+    MirrorError::Protocol(what.to_string())
+}

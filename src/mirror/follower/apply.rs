@@ -1,0 +1,243 @@
+//! Transactions, as they come in: collected until they are whole, made durable in this side's journal, shown, and
+//! acknowledged. And answers to questions about hashes, which are about what has been shown.
+
+use std::collections::BTreeMap;
+
+use super::{Current, FLUSH_BYTES, Follower, Output, Phase, TRANSACTION_BYTES, protocol};
+use crate::journal::{Hint, Image, Transaction};
+use crate::mirror::hashing::hash_blocks;
+use crate::mirror::ranges::RangeSet;
+use crate::mirror::{MirrorError, guard};
+use crate::units::{BlockRange, Ino, Txid};
+use crate::wire::message::{Message, Range, Touched};
+
+impl Follower {
+    pub(super) fn txn_begin(
+        &mut self,
+        first: Txid,
+        last: Txid,
+        zeroed: &[Range],
+        freed: &[Range],
+        touched: &[Touched],
+    ) -> Result<(), MirrorError> {
+        let before = match (&self.phase, self.streaming) {
+            (Phase::Copying(copying), true) => copying.txid,
+            (Phase::Following(following), true) => following
+                .pending
+                .last()
+                .map_or(following.applied, |txn| txn.txid),
+            _ => return Err(protocol("a transaction outside of a stream")),
+        };
+        if first > last || first <= before {
+            return Err(protocol(&format!(
+                "transactions {first} to {last} after transaction {before}"
+            )));
+        }
+        let checked = |ranges: &[Range]| {
+            ranges
+                .iter()
+                .map(|range| self.checked(*range))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        self.current = Some(Current {
+            first,
+            last,
+            zeroed: checked(zeroed)?,
+            freed: checked(freed)?,
+            hints: touched.iter().map(hint_from_wire).collect(),
+            images: BTreeMap::new(),
+            bytes: 0,
+        });
+        Ok(())
+    }
+
+    pub(super) fn current(&mut self) -> Result<&mut Current, MirrorError> {
+        self.current
+            .as_mut()
+            .ok_or_else(|| protocol("a frame of a transaction that did not begin"))
+    }
+
+    pub(super) fn txn_blocks(&mut self, blocks: &[u64], payload: &[u8]) -> Result<(), MirrorError> {
+        let block_size = self.volume()?.block_size() as usize;
+        if payload.len() != blocks.len() * block_size {
+            return Err(protocol("blocks and bytes of a transaction do not match"));
+        }
+        let guarded = matches!(self.phase, Phase::Copying(_));
+        for (block, bytes) in blocks.iter().zip(payload.chunks_exact(block_size)) {
+            let range = self.checked(Range {
+                start: *block,
+                len: 1,
+            })?;
+            let mut bytes = bytes.to_vec();
+            if guarded {
+                self.write_home(range, &mut bytes, true)?;
+                continue;
+            }
+            guard::fit_image(*block, &mut bytes, false);
+            let current = self.current()?;
+            current.bytes += block_size;
+            if current.bytes > TRANSACTION_BYTES {
+                return Err(protocol("a transaction that is too large"));
+            }
+            current.images.insert(range.start, Image::from(bytes));
+        }
+        Ok(())
+    }
+
+    pub(super) fn txn_fresh(
+        &mut self,
+        ranges: &[Range],
+        payload: &[u8],
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        let following = matches!(self.phase, Phase::Following(_));
+        for range in ranges {
+            let range = self.checked(*range)?;
+            if self
+                .current()?
+                .freed
+                .iter()
+                .any(|freed| freed.overlaps(&range))
+                && following
+            {
+                return Err(protocol("fresh data in blocks that are still in use"));
+            }
+            self.settle_before(range, out)?;
+        }
+        self.write_ranges(ranges, payload, !following)
+    }
+
+    /// Blocks that a waiting transaction frees are still in use until that one is shown.
+    pub(super) fn settle_before(
+        &mut self,
+        range: BlockRange,
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        match &self.phase {
+            Phase::Following(following) if following.pending_freed.overlaps(range) => {
+                self.commit(out)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn txn_end(
+        &mut self,
+        seq: u64,
+        last: Txid,
+        chain: u64,
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        let current = self
+            .current
+            .take()
+            .filter(|current| current.last == last)
+            .ok_or_else(|| protocol("the end of a transaction that did not begin"))?;
+        let volume = self.volume()?;
+        for range in &current.zeroed {
+            self.settle_before(*range, out)?;
+            volume.zero(*range)?;
+        }
+        match &mut self.phase {
+            Phase::Copying(copying) => {
+                copying.txid = last;
+                copying.seq = seq;
+                copying.unflushed += 1;
+                Ok(())
+            }
+            Phase::Following(following) => {
+                following.seq = seq;
+                following.pending_bytes += current.bytes as u64 + 1;
+                for range in &current.freed {
+                    following.pending_freed.insert(*range);
+                }
+                tracing::trace!(volume = %self.name, first = %current.first, %last, "transaction received");
+                following.pending.push(Transaction {
+                    txid: last,
+                    images: current.images,
+                    freed: current.freed,
+                    hints: current.hints,
+                    chain,
+                    ..Transaction::default()
+                });
+                match following.pending_bytes >= FLUSH_BYTES {
+                    true => self.commit(out),
+                    false => Ok(()),
+                }
+            }
+            Phase::Idle => Err(protocol("a transaction outside of a stream")),
+        }
+    }
+
+    /// Makes the waiting transactions durable in this side's journal, shows them, acknowledges them.
+    pub(super) fn commit(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        let Phase::Following(following) = &mut self.phase else {
+            return Ok(());
+        };
+        if following.pending.is_empty() {
+            return Ok(());
+        }
+        let txns = std::mem::take(&mut following.pending);
+        following.pending_bytes = 0;
+        following.pending_freed = RangeSet::default();
+        following.journal.append(&txns)?;
+        let hints = following.fs.switch_epoch(&txns)?;
+        let last = txns.last().expect("not empty").txid;
+        following.applied = last;
+        out.push(Output::Send(
+            Message::Ack {
+                seq: following.seq,
+                txid: last.0,
+                cursor: 0,
+                consistent: true,
+            },
+            Vec::new(),
+        ));
+        out.push(Output::Invalidate(hints));
+        Ok(())
+    }
+
+    pub(super) fn hash(
+        &mut self,
+        id: u64,
+        ranges: &[Range],
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        self.idle_into(out)?;
+        let volume = self.volume()?;
+        let ranges = ranges
+            .iter()
+            .map(|range| self.checked(*range))
+            .collect::<Result<Vec<_>, _>>()?;
+        let blocks: u64 = ranges.iter().map(|range| range.len).sum();
+        if blocks > 1 << 20 {
+            return Err(protocol("a question about too many blocks"));
+        }
+        let block_size = u64::from(volume.block_size());
+        let hashes = match &self.phase {
+            Phase::Following(following) => hash_blocks(&ranges, block_size, |start, buf| {
+                following
+                    .journal
+                    .read(start, buf)
+                    .map_err(MirrorError::from)
+            })?,
+            Phase::Idle | Phase::Copying(_) => hash_blocks(&ranges, block_size, |start, buf| {
+                volume.read(start, buf).map_err(MirrorError::from)
+            })?,
+        };
+        let payload = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+        out.push(Output::Send(Message::Hashes { id }, payload));
+        Ok(())
+    }
+}
+
+fn hint_from_wire(touched: &Touched) -> Hint {
+    match touched {
+        Touched::Inode(ino) => Hint::Inode(Ino(*ino)),
+        Touched::Entry(parent, name) => Hint::Entry {
+            parent: Ino(*parent),
+            name: name.clone(),
+        },
+        Touched::Everything => Hint::EverythingChanged,
+    }
+}

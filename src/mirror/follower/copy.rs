@@ -1,0 +1,190 @@
+//! A copy in the making: blocks straight home, behind the guard, acknowledged after a flush.
+
+use super::{Copying, FLUSH_BYTES, Follower, Output, Phase, protocol};
+use crate::mirror::{MirrorError, guard};
+use crate::units::{BlockNo, BlockRange, Txid};
+use crate::volume::facts::Copy;
+use crate::wire::message::{Message, Range};
+
+impl Follower {
+    pub(super) fn copying(&mut self) -> Result<&mut Copying, MirrorError> {
+        match (&mut self.phase, self.streaming) {
+            (Phase::Copying(copying), true) => Ok(copying),
+            _ => Err(protocol("a frame of a copy, but no copy is being made")),
+        }
+    }
+
+    /// A range that lies in the volume.
+    pub(super) fn checked(&self, range: Range) -> Result<BlockRange, MirrorError> {
+        let blocks = self.volume()?.blocks_count();
+        match range.start.checked_add(range.len) {
+            Some(end) if range.len > 0 && end <= blocks => Ok(range.into()),
+            _ => Err(protocol(&format!(
+                "{} blocks from {} on do not lie in a volume of {blocks}",
+                range.len, range.start
+            ))),
+        }
+    }
+
+    pub(super) fn write_home(
+        &self,
+        range: BlockRange,
+        bytes: &mut [u8],
+        guarded: bool,
+    ) -> Result<(), MirrorError> {
+        let volume = self.volume()?;
+        let block_size = volume.block_size() as usize;
+        let superblock = 1024 / block_size as u64;
+        if range.contains(BlockNo(superblock)) {
+            let at = (superblock - range.start.0) as usize * block_size;
+            guard::fit_image(superblock, &mut bytes[at..at + block_size], guarded);
+        }
+        Ok(volume.write(range.start, bytes)?)
+    }
+
+    pub(super) fn bulk(
+        &mut self,
+        seq: u64,
+        data: &[Range],
+        zero: &[Range],
+        cursor: u64,
+        payload: &[u8],
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        self.copying()?;
+        let volume = self.volume()?;
+        self.write_ranges(data, payload, true)?;
+        for range in zero {
+            volume.zero(self.checked(*range)?)?;
+        }
+        let copying = self.copying()?;
+        copying.seq = seq;
+        copying.cursor = BlockNo(cursor);
+        copying.unflushed += payload.len() as u64 + 1;
+        match copying.unflushed >= FLUSH_BYTES {
+            true => self.flush_copy(out),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes the blocks of `ranges`, whose bytes are `payload`.
+    pub(super) fn write_ranges(
+        &self,
+        ranges: &[Range],
+        payload: &[u8],
+        guarded: bool,
+    ) -> Result<(), MirrorError> {
+        let block_size = u64::from(self.volume()?.block_size());
+        let mut bytes = payload.to_vec();
+        let mut rest: &mut [u8] = &mut bytes;
+        for range in ranges {
+            let range = self.checked(*range)?;
+            let len = usize::try_from(range.len * block_size)
+                .ok()
+                .filter(|len| *len <= rest.len())
+                .ok_or_else(|| protocol("ranges need more bytes than there are"))?;
+            let (head, tail) = rest.split_at_mut(len);
+            self.write_home(range, head, guarded)?;
+            rest = tail;
+        }
+        match rest.is_empty() {
+            true => Ok(()),
+            false => Err(protocol("more bytes than the ranges need")),
+        }
+    }
+
+    pub(super) fn flush_copy(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        self.volume()?.flush()?;
+        let Phase::Copying(copying) = &mut self.phase else {
+            return Ok(());
+        };
+        copying.unflushed = 0;
+        {
+            let mut facts = self.facts.lock();
+            facts.applied = copying.txid;
+            if copying.first {
+                facts.copy = Copy::Partial {
+                    cursor: copying.cursor,
+                    txid: copying.txid,
+                };
+            }
+            self.env.facts.save(&facts)?;
+        }
+        out.push(Output::Send(
+            Message::Ack {
+                seq: copying.seq,
+                txid: copying.txid.0,
+                cursor: copying.cursor.0,
+                consistent: false,
+            },
+            Vec::new(),
+        ));
+        Ok(())
+    }
+
+    pub(super) fn copy_end(
+        &mut self,
+        seq: u64,
+        consistent_at: Txid,
+        chain: u64,
+        log: &[Range],
+        journal_superblock: &[u8],
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        if self.copying()?.txid > consistent_at {
+            return Err(protocol(
+                "a copy that is consistent before what it has applied",
+            ));
+        }
+        let volume = self.volume()?;
+        let log = log
+            .iter()
+            .map(|range| self.checked(*range))
+            .collect::<Result<Vec<_>, _>>()?;
+        let first = *log
+            .first()
+            .ok_or_else(|| protocol("a journal without blocks"))?;
+        if journal_superblock.len() != volume.block_size() as usize {
+            return Err(protocol("a journal superblock that is not one block"));
+        }
+        if self.copying()?.log != log {
+            // No block of an earlier life of these parts may ever pass for one of the new log's.
+            for range in &log {
+                volume.zero(*range)?;
+                match volume.preallocate(*range) {
+                    // A store without fallocate: the log's blocks come into being as they are written.
+                    Err(error) if error.is_unsupported() => {}
+                    other => other?,
+                }
+            }
+            volume.write(first.start, journal_superblock)?;
+        }
+        volume.flush()?;
+        {
+            let mut facts = self.facts.lock();
+            facts.copy = Copy::Complete;
+            facts.consistent_at = consistent_at;
+            facts.applied = consistent_at;
+            facts.high_txid = facts.high_txid.max(consistent_at);
+            facts.chain = chain;
+            facts.tainted = false;
+            self.env.facts.save(&facts)?;
+        }
+        guard::lower(&volume)?;
+        self.phase = Phase::Idle;
+        self.follow(out)?;
+        if let Phase::Following(following) = &mut self.phase {
+            following.seq = seq;
+        }
+        out.push(Output::Send(
+            Message::Ack {
+                seq,
+                txid: consistent_at.0,
+                cursor: volume.blocks_count(),
+                consistent: true,
+            },
+            Vec::new(),
+        ));
+        Ok(())
+    }
+}

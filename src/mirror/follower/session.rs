@@ -1,0 +1,208 @@
+//! The handshake, as the mirror answers it: versions, parts, history, and how a stream begins.
+
+use states::Cause;
+
+use super::{Copying, Follower, Output, Phase, protocol, refused};
+use crate::mirror::{MirrorError, committed, guard};
+use crate::units::{BlockNo, Generation, Txid};
+use crate::volume::facts::{Copy, Lineage, Role};
+use crate::wire::message::{self as wire, Fork, History, Message, Mode, PROTOCOL_VERSION};
+
+impl Follower {
+    pub(super) fn hello(
+        &mut self,
+        version: u32,
+        volume: &str,
+        volume_id: u128,
+        out: &mut Vec<Output>,
+    ) {
+        let facts = self.facts.lock();
+        let refusal = if version != PROTOCOL_VERSION {
+            let detail =
+                format!("this node speaks version {PROTOCOL_VERSION}, the master {version}");
+            Some((Cause::VersionMismatch, detail))
+        } else if facts.role == Role::Master {
+            let detail = format!("{} is the master of {volume}", self.env.node);
+            Some((Cause::TwoMasters, detail))
+        } else if facts.volume_id != 0 && facts.volume_id != volume_id {
+            let detail = format!(
+                "{volume} on {} has the id {:032x}, the master's has {volume_id:032x}",
+                self.env.node, facts.volume_id
+            );
+            Some((Cause::NameTaken, detail))
+        } else {
+            None
+        };
+        drop(facts);
+        out.push(Output::Send(
+            match refusal {
+                Some((cause, detail)) => refused(cause, detail),
+                None => {
+                    self.facts.lock().volume_id = volume_id;
+                    Message::Welcome {
+                        version: PROTOCOL_VERSION,
+                        node: self.env.node.clone(),
+                    }
+                }
+            },
+            Vec::new(),
+        ));
+    }
+
+    pub(super) fn make_parts(
+        &mut self,
+        block_size: u32,
+        parts: &[u64],
+        _discard: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        if let Some(volume) = &self.volume {
+            let ours: Vec<u64> = volume.parts().iter().map(|part| part.len()).collect();
+            let answer = match ours == parts && volume.block_size() == block_size {
+                true => Message::PartsReady,
+                false => refused(
+                    Cause::PartsRefused,
+                    format!("this copy has parts of {ours:?} bytes, the master's of {parts:?}"),
+                ),
+            };
+            out.push(Output::Send(answer, Vec::new()));
+            return Ok(());
+        }
+        let volume_id = self.facts.lock().volume_id;
+        let answer = match self
+            .env
+            .parts
+            .make(&self.name, volume_id, block_size, parts)
+        {
+            Err((cause, detail)) => refused(cause, detail),
+            Ok(volume) => {
+                self.volume = Some(volume);
+                let facts = self.facts.lock();
+                self.env.facts.save(&facts)?;
+                drop(facts);
+                if self.is_consistent() {
+                    self.follow(out)?;
+                }
+                Message::PartsReady
+            }
+        };
+        out.push(Output::Send(answer, Vec::new()));
+        Ok(())
+    }
+
+    pub(super) fn history(&self) -> History {
+        let applied = self.applied();
+        let facts = self.facts.lock();
+        let chain = match &self.phase {
+            Phase::Following(following) => committed::chain_at(&following.journal, applied),
+            Phase::Idle | Phase::Copying(_) => None,
+        };
+        History {
+            volume_id: facts.volume_id,
+            generations: facts
+                .generations
+                .iter()
+                .map(|lineage| Fork {
+                    generation: lineage.generation.0,
+                    fork: lineage.fork.0,
+                })
+                .collect(),
+            applied: applied.0,
+            durable: applied.0,
+            confirmed: applied.0,
+            copy: match facts.copy {
+                Copy::Blank => wire::CopyState::Blank,
+                Copy::Partial { cursor, txid } => wire::CopyState::Partial {
+                    cursor: cursor.0,
+                    txid: txid.0,
+                },
+                Copy::Complete => wire::CopyState::Complete,
+            },
+            consistent_at: facts.consistent_at.0,
+            tainted: facts.tainted,
+            chain: chain.unwrap_or(facts.chain),
+            dirty_blocks: 0,
+        }
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        mode: Mode,
+        generations: &[Fork],
+        from: Txid,
+        compare: bool,
+        superblock: &[u8],
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        self.current = None;
+        self.idle_into(out)?;
+        let volume = self.volume()?;
+        if superblock.len() != 1024 && mode != Mode::InSync {
+            return Err(protocol("a copy begins with the superblock's 1024 bytes"));
+        }
+        let lineage: Vec<Lineage> = generations
+            .iter()
+            .map(|fork| Lineage {
+                generation: Generation(fork.generation),
+                fork: Txid(fork.fork),
+            })
+            .collect();
+        match mode {
+            Mode::InSync => {
+                let Phase::Following(following) = &self.phase else {
+                    return Err(protocol("sequencing needs a complete, consistent copy"));
+                };
+                let applied = following.applied;
+                if applied != from {
+                    return Err(protocol(&format!(
+                        "sequencing from transaction {from}, but this copy is at {applied}"
+                    )));
+                }
+                let mut facts = self.facts.lock();
+                if facts.generations != lineage {
+                    facts.generations = lineage;
+                    self.env.facts.save(&facts)?;
+                }
+            }
+            Mode::Replicate { .. } | Mode::OutOfSync => {
+                let was_open = matches!(self.phase, Phase::Following(_));
+                let log = self.stop_following()?;
+                if was_open {
+                    out.push(Output::Withdraw);
+                }
+                let (first, cursor) = match mode {
+                    Mode::Replicate { cursor } => (true, BlockNo(cursor)),
+                    _ => (false, BlockNo(0)),
+                };
+                {
+                    let mut facts = self.facts.lock();
+                    facts.generations = lineage;
+                    facts.consistent_at = Txid(u64::MAX);
+                    facts.applied = from;
+                    // Until a comparison has found every difference, another one has to.
+                    facts.tainted = compare;
+                    facts.stamps = None;
+                    if first {
+                        facts.copy = Copy::Partial { cursor, txid: from };
+                    }
+                    self.env.facts.save(&facts)?;
+                }
+                match first && cursor == BlockNo(0) {
+                    true => guard::write_guarded(&volume, superblock)?,
+                    false => guard::raise(&volume)?,
+                }
+                self.phase = Phase::Copying(Copying {
+                    first,
+                    cursor,
+                    txid: from,
+                    seq: 0,
+                    unflushed: 0,
+                    log,
+                });
+            }
+        }
+        self.streaming = true;
+        out.push(Output::Send(Message::Ready, Vec::new()));
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Comparing two copies by hashes: for `verify`, and for a resync whose map was lost.
+//!
+//! Owns the questions that are open and, while `verify` runs, its cursor and its findings. Knows nothing of where the
+//! bytes come from.
+
+use std::collections::VecDeque;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::mirror::MirrorError;
+use crate::mirror::ranges::RangeSet;
+use crate::units::{BlockNo, BlockRange, Txid};
+use crate::wire::message::Message;
+
+/// Questions open at once.
+const MAX_OPEN: usize = 8;
+
+#[derive(Debug)]
+struct Question {
+    id: u64,
+    ranges: Vec<BlockRange>,
+    hashes: Vec<u64>,
+}
+
+/// What `verify` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Blocks compared.
+    pub blocks: u64,
+    /// Blocks that differ.
+    pub differing: Vec<BlockRange>,
+    /// The first and the last transaction as of which blocks were compared; equal on a quiet volume.
+    pub txids: Option<(Txid, Txid)>,
+}
+
+#[derive(Debug)]
+struct Verify {
+    cursor: BlockNo,
+    blocks: u64,
+    differing: RangeSet,
+    txids: Option<(Txid, Txid)>,
+    asked_all: bool,
+}
+
+/// The questions that are open.
+#[derive(Debug)]
+pub struct Questions {
+    block_size: u64,
+    next_id: u64,
+    open: VecDeque<Question>,
+    verify: Option<Verify>,
+}
+
+/// One hash a block of `ranges`, as they are read.
+pub fn hash_blocks<E>(
+    ranges: &[BlockRange],
+    block_size: u64,
+    mut read: impl FnMut(BlockNo, &mut [u8]) -> Result<(), E>,
+) -> Result<Vec<u64>, E> {
+    let mut hashes = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end() {
+            let len = (range.end().0 - at.0).min((1 << 20) / block_size);
+            let mut bytes = vec![0; (len * block_size) as usize];
+            read(at, &mut bytes)?;
+            hashes.extend(bytes.chunks_exact(block_size as usize).map(xxh3_64));
+            at = BlockNo(at.0 + len);
+        }
+    }
+    Ok(hashes)
+}
+
+impl Questions {
+    /// None, for blocks of `block_size` bytes.
+    pub fn new(block_size: u64) -> Questions {
+        Questions {
+            block_size,
+            next_id: 1,
+            open: VecDeque::new(),
+            verify: None,
+        }
+    }
+
+    /// Drops what is open: the stream began anew. A running `verify` begins anew too.
+    pub fn clear(&mut self) {
+        self.open.clear();
+        if self.verify.is_some() {
+            self.start_verify();
+        }
+    }
+
+    /// Whether as many are open as may be.
+    pub fn full(&self) -> bool {
+        self.open.len() >= MAX_OPEN
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Opens a question about `ranges`.
+    pub fn ask<E>(
+        &mut self,
+        ranges: Vec<BlockRange>,
+        read: impl FnMut(BlockNo, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(Message, Vec<u8>), E> {
+        let hashes = hash_blocks(&ranges, self.block_size, read)?;
+        let id = self.next_id;
+        self.next_id += 1;
+        let question = Message::Hash {
+            id,
+            ranges: ranges.iter().map(|range| (*range).into()).collect(),
+        };
+        self.open.push_back(Question { id, ranges, hashes });
+        Ok((question, Vec::new()))
+    }
+
+    /// The question just opened is not asked after all.
+    pub fn forget_last(&mut self) {
+        self.open.pop_back();
+    }
+
+    /// Closes a question: the blocks whose hashes differ.
+    pub fn answered(&mut self, id: u64, payload: &[u8]) -> Result<Vec<BlockRange>, MirrorError> {
+        let Some(at) = self.open.iter().position(|question| question.id == id) else {
+            // Asked before the stream began anew.
+            return Ok(Vec::new());
+        };
+        let question = self.open.remove(at).expect("just found");
+        if payload.len() != question.hashes.len() * 8 {
+            return Err(MirrorError::Protocol(format!(
+                "{} bytes of hashes for {} blocks",
+                payload.len(),
+                question.hashes.len()
+            )));
+        }
+        let theirs = payload
+            .chunks_exact(8)
+            .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("chunks of eight")));
+        let blocks = question.ranges.iter().flat_map(|range| range.blocks());
+        let differing: RangeSet = blocks
+            .zip(question.hashes.iter().zip(theirs))
+            .filter(|(_, (ours, theirs))| **ours != *theirs)
+            .map(|(block, _)| BlockRange::new(block, 1))
+            .collect();
+        if let Some(verify) = &mut self.verify {
+            verify.blocks += question.hashes.len() as u64;
+        }
+        Ok(differing.iter().collect())
+    }
+
+    /// Starts a `verify` from the first block.
+    pub fn start_verify(&mut self) {
+        self.verify = Some(Verify {
+            cursor: BlockNo(0),
+            blocks: 0,
+            differing: RangeSet::default(),
+            txids: None,
+            asked_all: false,
+        });
+    }
+
+    /// Ends a `verify`, finished or not.
+    pub fn stop_verify(&mut self) {
+        self.verify = None;
+    }
+
+    /// Where a running `verify` is, as long as it has questions to ask.
+    pub fn verifying(&self) -> Option<BlockNo> {
+        let verify = self.verify.as_ref()?;
+        (!verify.asked_all).then_some(verify.cursor)
+    }
+
+    /// `verify` asked about everything before `cursor`, as of `txid`.
+    pub fn verified_to(&mut self, cursor: BlockNo, txid: Txid) {
+        if let Some(verify) = &mut self.verify {
+            verify.cursor = cursor;
+            let first = verify.txids.map_or(txid, |(first, _)| first);
+            verify.txids = Some((first, txid));
+        }
+    }
+
+    /// `verify` has asked everything.
+    pub fn pass_ended(&mut self, txid: Txid) {
+        if let Some(verify) = &mut self.verify {
+            verify.asked_all = true;
+            verify.txids.get_or_insert((txid, txid));
+        }
+    }
+
+    /// These blocks differ.
+    pub fn report(&mut self, differing: Vec<BlockRange>) {
+        if let Some(verify) = &mut self.verify {
+            for range in differing {
+                verify.differing.insert(range);
+            }
+        }
+    }
+
+    /// The result of a `verify` that has all its answers; given once.
+    pub fn verdict(&mut self) -> Option<Verdict> {
+        let done = self
+            .verify
+            .as_ref()
+            .is_some_and(|verify| verify.asked_all && self.open.is_empty());
+        let verify = self.verify.take_if(|_| done)?;
+        Some(Verdict {
+            blocks: verify.blocks,
+            differing: verify.differing.iter().collect(),
+            txids: verify.txids,
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! What the journal asks of replication: to remember its tail, and to make room. One keeper for a master (mirrors crack),
+//! one for a mirror (its own fact file catches up).
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::journal::{Journal, JournalError, TailKeeper};
+use crate::mirror::committed::chain_at;
+use crate::mirror::slot::Slots;
+use crate::units::{Generation, Txid};
+use crate::volume::facts::{FactStore, Facts, MirrorTail, Segment};
+
+fn save(store: &dyn FactStore, facts: &Facts) -> Result<(), JournalError> {
+    store
+        .save(facts)
+        .map_err(|error| JournalError::Keeper(error.to_string()))
+}
+
+/// The keeper of a master's journal.
+pub struct MasterKeeper {
+    facts: Arc<Mutex<Facts>>,
+    store: Arc<dyn FactStore>,
+    journal: Weak<Journal>,
+    slots: Arc<Slots>,
+    generation: Generation,
+}
+
+impl MasterKeeper {
+    /// Keeps `journal`, of which `generation` is the running one.
+    pub fn new(
+        facts: Arc<Mutex<Facts>>,
+        store: Arc<dyn FactStore>,
+        journal: Weak<Journal>,
+        slots: Arc<Slots>,
+        generation: Generation,
+    ) -> MasterKeeper {
+        MasterKeeper {
+            facts,
+            store,
+            journal,
+            slots,
+            generation,
+        }
+    }
+}
+
+impl TailKeeper for MasterKeeper {
+    fn save_tail(
+        &self,
+        tail: Option<MirrorTail>,
+        segments: &[Segment],
+    ) -> Result<(), JournalError> {
+        let positions: Vec<(String, Txid, bool)> = self
+            .slots
+            .all()
+            .iter()
+            .map(|slot| {
+                let state = slot.state.lock();
+                (slot.peer.clone(), state.position, state.cracked)
+            })
+            .collect();
+        let mut facts = self.facts.lock();
+        facts.tail = tail;
+        facts.segments = segments.to_vec();
+        for (peer, position, cracked) in positions {
+            let entry = facts.peers.entry(peer).or_default();
+            entry.acked = position;
+            entry.cracked = cracked;
+        }
+        save(&*self.store, &facts)
+    }
+
+    fn make_room(&self, oldest: Txid, last: Txid) -> Result<(), JournalError> {
+        match self.journal.upgrade() {
+            Some(journal) => self
+                .slots
+                .make_room(&journal, self.generation, oldest, last),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The keeper of a mirror's journal.
+pub struct FollowerKeeper {
+    facts: Arc<Mutex<Facts>>,
+    store: Arc<dyn FactStore>,
+    journal: Weak<Journal>,
+    consumer: u32,
+}
+
+impl FollowerKeeper {
+    /// Keeps `journal`, in which the fact file is the consumer `consumer`.
+    pub fn new(
+        facts: Arc<Mutex<Facts>>,
+        store: Arc<dyn FactStore>,
+        journal: Weak<Journal>,
+        consumer: u32,
+    ) -> FollowerKeeper {
+        FollowerKeeper {
+            facts,
+            store,
+            journal,
+            consumer,
+        }
+    }
+}
+
+impl TailKeeper for FollowerKeeper {
+    fn save_tail(
+        &self,
+        tail: Option<MirrorTail>,
+        segments: &[Segment],
+    ) -> Result<(), JournalError> {
+        let mut facts = self.facts.lock();
+        facts.tail = tail;
+        facts.segments = segments.to_vec();
+        save(&*self.store, &facts)
+    }
+
+    fn make_room(&self, _oldest: Txid, _last: Txid) -> Result<(), JournalError> {
+        let Some(journal) = self.journal.upgrade() else {
+            return Ok(());
+        };
+        let applied = journal.last_published();
+        {
+            let mut facts = self.facts.lock();
+            facts.applied = applied;
+            if let Some(chain) = chain_at(&journal, applied) {
+                facts.chain = chain;
+            }
+            facts.high_txid = facts.high_txid.max(applied);
+            save(&*self.store, &facts)?;
+        }
+        journal.set_consumer(self.consumer, applied);
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! The decision at READY, and the beginning of the stream that follows from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use states::reconnect::{self, Conflict, CopyFrom, Decision, Outcome, Repair};
+use states::{Decided, Event};
+
+use super::{Action, Mirror};
+use crate::mirror::committed::chain_at;
+use crate::mirror::stream::Phase;
+use crate::units::{BlockNo, Txid};
+use crate::wire::message::{CopyState, Fork, History, Message, Mode};
+
+impl Mirror {
+    pub(super) fn decide(&mut self, history: History, now: Duration, out: &mut Vec<Action>) {
+        let outcome = self.compare(&history);
+        tracing::info!(volume = %self.shared.name, peer = %self.peer, "{outcome}: {:?}", outcome.decision);
+        self.detail = match outcome.decision {
+            Decision::Error(Conflict::Diverged(split)) => format!(
+                "{}: both have everything up to transaction {}; keeping the master's copy loses {} to {} of the mirror, keeping the mirror's loses {} to {} of the master",
+                split.split,
+                split.shared,
+                split.shared + 1,
+                split.mirror,
+                split.shared + 1,
+                split.master
+            ),
+            _ => outcome.to_string(),
+        };
+        let decided = Decided::from(&outcome);
+        self.outcome = Some(outcome);
+        let durable = match history.copy {
+            CopyState::Partial { txid, .. } => txid,
+            _ => history.durable,
+        };
+        self.slot.state.lock().acked = Txid(durable.min(self.shared.journal.last_committed().0));
+        self.truth.consistent_at = match history.copy {
+            CopyState::Complete => history.consistent_at,
+            _ => u64::MAX,
+        };
+        self.their = Some(history);
+        self.fire(Event::Decided(decided), now, out);
+    }
+
+    pub(super) fn compare(&self, theirs: &History) -> Outcome {
+        let forks = |forks: &[Fork]| -> Vec<reconnect::Lineage> {
+            forks
+                .iter()
+                .map(|fork| reconnect::Lineage {
+                    generation: fork.generation,
+                    fork: fork.fork,
+                })
+                .collect()
+        };
+        let ours = forks(&self.lineage());
+        let their_forks = forks(&theirs.generations);
+        let journal = &self.shared.journal;
+        let state = self.slot.state.lock();
+        let at = match theirs.copy {
+            CopyState::Partial { txid, .. } => txid,
+            _ => theirs.durable,
+        };
+        let log_after = [state.position, Txid(at)]
+            .into_iter()
+            .filter(|txid| journal.covers(*txid))
+            .min();
+        let map = match (state.map.coverage(), state.map_lost) {
+            (None, false) => None,
+            (coverage, lost) => Some(reconnect::DirtyMap {
+                bits_set: state.map.count(),
+                from_txid: coverage.map_or(0, |c| c.from_txid.0),
+                through_txid: coverage.map_or(0, |c| c.through_txid.0),
+                lost,
+            }),
+        };
+        let master = reconnect::Master {
+            volume: self.shared.facts.lock().volume_id,
+            history: &ours,
+            committed: journal.last_committed().0,
+            log_after: log_after.map(|txid| txid.0),
+            map,
+            changed_outside: self.record.changed_outside,
+        };
+        let mirror = reconnect::Mirror {
+            volume: theirs.volume_id,
+            role: reconnect::Role::Mirror,
+            history: &their_forks,
+            applied: theirs.applied,
+            durable: theirs.durable,
+            confirmed: theirs.confirmed,
+            copy: match theirs.copy {
+                CopyState::Blank => reconnect::Copy::Blank,
+                CopyState::Partial { cursor, txid } => reconnect::Copy::Partial { cursor, txid },
+                CopyState::Complete => reconnect::Copy::Complete,
+            },
+            consistent_at: (theirs.consistent_at != u64::MAX).then_some(theirs.consistent_at),
+            tainted: theirs.tainted,
+            map: None,
+            may_rejoin: false,
+        };
+        let chain = reconnect::last_shared(&master, &mirror)
+            .filter(|shared| *shared == theirs.durable)
+            .map(|at| reconnect::Chain {
+                at,
+                mirror: theirs.chain,
+                master: chain_at(journal, Txid(at)),
+            });
+        reconnect::decide(&master, &mirror, chain)
+    }
+
+    pub(super) fn lineage(&self) -> Vec<Fork> {
+        self.shared
+            .facts
+            .lock()
+            .generations
+            .iter()
+            .map(|lineage| Fork {
+                generation: lineage.generation.0,
+                fork: lineage.fork.0,
+            })
+            .collect()
+    }
+
+    pub(super) fn begin(&mut self, mode: Mode, from: Txid, compare: bool, out: &mut Vec<Action>) {
+        let mut superblock = vec![0; 1024];
+        if let Err(error) = self.shared.volume.read_bytes(1024, &mut superblock) {
+            tracing::error!(%error, "the superblock can not be read");
+        }
+        out.push(Action::Send(
+            Message::Begin {
+                mode,
+                generations: self.lineage(),
+                from: from.0,
+                compare,
+            },
+            superblock,
+        ));
+        self.streaming = true;
+        self.status_at = Duration::ZERO;
+    }
+
+    pub(super) fn begin_copy(&mut self, now: Duration, out: &mut Vec<Action>) {
+        let from = match self.outcome.as_ref().map(|outcome| outcome.decision) {
+            Some(Decision::Replicate { from }) => from,
+            _ => CopyFrom::Start,
+        };
+        self.truth.copying = true;
+        let journal = Arc::clone(&self.shared.journal);
+        let (cursor, from) = {
+            let mut state = self.slot.state.lock();
+            match from {
+                CopyFrom::Start => {
+                    let committed = journal.last_committed();
+                    let reset = state.reset(&journal, self.slot.id, committed);
+                    if let Err(error) = reset {
+                        tracing::error!(%error, "the dirty map can not be written");
+                        state.map_lost = true;
+                    }
+                    (BlockNo(0), committed)
+                }
+                CopyFrom::Resume { cursor, txid } => {
+                    let txid = match journal.covers(Txid(txid)) {
+                        true => Txid(txid),
+                        false => state.position,
+                    };
+                    (BlockNo(cursor), txid)
+                }
+            }
+        };
+        if let Err(error) = self.stream.begin(
+            Phase::Copy {
+                cursor,
+                first: true,
+            },
+            from,
+        ) {
+            return self.failed(error, now, out);
+        }
+        self.begin(Mode::Replicate { cursor: cursor.0 }, from, false, out);
+    }
+
+    pub(super) fn begin_resync(&mut self, now: Duration, out: &mut Vec<Action>) {
+        self.truth.copying = true;
+        let by = match self.outcome.take().map(|outcome| outcome.decision) {
+            Some(Decision::OutOfSync { by }) => Some(by),
+            _ => None,
+        };
+        let journal = Arc::clone(&self.shared.journal);
+        let generation = self.shared.generation;
+        let (phase, from) = {
+            let mut state = self.slot.state.lock();
+            let by_checksum = state.map_lost || by == Some(Repair::ByChecksum);
+            if by_checksum {
+                let committed = journal.last_committed();
+                if let Err(error) = state.reset(&journal, self.slot.id, committed) {
+                    tracing::error!(%error, "the dirty map can not be written");
+                }
+                state.map.cover(generation, committed, committed);
+                (Phase::Compare { cursor: BlockNo(0) }, committed)
+            } else {
+                let from = match by {
+                    Some(Repair::ByMap { log_after }) if state.acked > Txid(log_after) => {
+                        state.acked
+                    }
+                    _ => state.position,
+                };
+                if state.map.coverage().is_none() {
+                    state.map.cover(generation, from, from);
+                }
+                let phase = Phase::Copy {
+                    cursor: BlockNo(0),
+                    first: false,
+                };
+                (phase, from)
+            }
+        };
+        self.truth.consistent_at = u64::MAX;
+        let compare = matches!(phase, Phase::Compare { .. });
+        if let Err(error) = self.stream.begin(phase, from) {
+            return self.failed(error, now, out);
+        }
+        self.begin(Mode::OutOfSync, from, compare, out);
+    }
+
+    pub(super) fn begin_sequencing(&mut self, now: Duration, out: &mut Vec<Action>) {
+        let Some(Decision::InSyncByReplay { after }) =
+            self.outcome.take().map(|outcome| outcome.decision)
+        else {
+            // Out of a copy: the stream is in sequence already.
+            return;
+        };
+        if let Err(error) = self.stream.begin(Phase::Sequencing, Txid(after)) {
+            return self.failed(error, now, out);
+        }
+        self.begin(Mode::InSync, Txid(after), false, out);
+    }
+}

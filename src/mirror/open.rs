@@ -1,0 +1,335 @@
+//! Opening a volume as its master, and closing it: lineage, the log's tail, the mirrors' places at the log.
+//!
+//! Owns the order of steps that makes a power cut at any of them harmless: a generation is durable before its first
+//! commit; what mirrors still need is claimed before the log may be written; the log is empty before the facts say so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::fs::{Fs, FsOptions, FsRole, How, open_volume};
+use crate::io::{Clock, Disk, Random};
+use crate::journal::ResumeEnd;
+use crate::mirror::MirrorError;
+use crate::mirror::dirty::DirtyMap;
+use crate::mirror::keeper::MasterKeeper;
+use crate::mirror::master::MasterVolume;
+use crate::mirror::slot::{Slot, SlotState, Slots};
+use crate::mirror::stamps;
+use crate::units::{Generation, Txid};
+use crate::volume::Volume;
+use crate::volume::facts::{FactStore, Facts, Lineage, PeerFacts};
+
+/// Transaction ids that an opening reserves at once: ids up to `Facts::high_txid` are never issued again, whatever was
+/// lost with the power.
+const RESERVE: u64 = 1 << 20;
+/// Generations that are remembered: a mirror that was away for longer is compared as if it were unrelated.
+const MAX_LINEAGE: usize = 1024;
+
+/// Where the dirty maps of a volume's mirrors are.
+pub trait MapStore: Send + Sync + std::fmt::Debug {
+    /// The file of `peer`'s map, `len` bytes long; created, empty, if it is not there (`true`).
+    fn open(&self, peer: &str, len: u64) -> std::io::Result<(Arc<dyn Disk>, bool)>;
+}
+
+/// What opening a volume as its master needs.
+#[derive(Clone, Debug)]
+pub struct MasterOptions {
+    /// The node's name.
+    pub node: String,
+    /// Where the facts are kept.
+    pub facts: Arc<dyn FactStore>,
+    /// Where the maps are kept.
+    pub maps: Arc<dyn MapStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Chance.
+    pub random: Arc<dyn Random>,
+    /// Bytes of cache.
+    pub cache_bytes: usize,
+    /// How long a change may wait for its commit.
+    pub commit_interval: Duration,
+}
+
+/// A volume that is open as its master.
+#[derive(Clone)]
+pub struct OpenMaster {
+    /// What its mirrors share.
+    pub shared: MasterVolume,
+    /// The mirrors' places at the log.
+    pub slots: Arc<Slots>,
+    maps: Arc<dyn MapStore>,
+}
+
+/// Opens `volume` read-write. `facts` are what its fact file says.
+pub fn open_master(
+    volume: Arc<Volume>,
+    mut facts: Facts,
+    options: &MasterOptions,
+) -> Result<OpenMaster, MirrorError> {
+    let changed = match &facts.stamps {
+        Some(expected) => stamps::changed(expected, &stamps::read(&volume)?),
+        // Only between the two saves of an opening there are none: nobody knows, so it is compared.
+        None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
+        None => None,
+    };
+    let opened = open_volume(Arc::clone(&volume), facts.high_txid, How::ReadWrite)?;
+    let journal = Arc::clone(&opened.journal);
+    if let Some(what) = &changed {
+        tracing::warn!(volume = %facts.name, %what,
+            "the volume was changed from outside: its mirrors will be compared by checksums");
+        facts
+            .peers
+            .values_mut()
+            .for_each(|peer| peer.record.changed_outside = true);
+    }
+    let mut last = Txid(0);
+    let mut kept = Vec::new();
+    if let (None, Some(tail)) = (&changed, &facts.tail) {
+        let end = match facts.head {
+            Some(head) => ResumeEnd::Clean(head),
+            None => ResumeEnd::Recovered,
+        };
+        match journal.resume(&facts.segments, tail, end) {
+            Ok(infos) => {
+                last = infos.last().map_or(last, |info| info.txid);
+                kept = infos;
+            }
+            Err(error) => tracing::warn!(volume = %facts.name, %error,
+                "the mirror buffer can not be resumed: mirrors that lack something will be compared"),
+        }
+    }
+    let recovered = opened.recovered.as_ref();
+    let last = [
+        Some(last),
+        recovered.and_then(|recovery| recovery.last),
+        facts.head.map(|head| head.txid),
+        Some(facts.applied),
+    ]
+    .into_iter()
+    .flatten()
+    .max()
+    .unwrap_or_default();
+    let chain = kept
+        .last()
+        .map(|info| info.chain)
+        .or(recovered.and_then(|recovery| recovery.chain))
+        .or(facts.head.map(|head| head.chain))
+        .unwrap_or(facts.chain);
+
+    let generation = Generation(options.random.u128());
+    facts.generations.push(Lineage {
+        generation,
+        fork: last,
+    });
+    let surplus = facts.generations.len().saturating_sub(MAX_LINEAGE);
+    facts.generations.drain(..surplus);
+    let first = Txid(facts.high_txid.max(last).0 + 2);
+    facts.high_txid = Txid(first.0 + RESERVE);
+    facts.applied = last;
+    facts.chain = chain;
+    facts.head = None;
+    // The engine is about to count this mount in the superblock.
+    facts.stamps = None;
+    options.facts.save(&facts)?;
+
+    let slots = Arc::new(Slots::default());
+    let block_count = volume.blocks_count();
+    for (index, (peer, known)) in facts.peers.iter().enumerate() {
+        let id = index as u32 + 1;
+        let state = open_slot(&*options.maps, facts.volume_id, block_count, peer, known)?;
+        let slot = Slot {
+            id,
+            peer: peer.clone(),
+            state: Mutex::new(state),
+        };
+        {
+            let mut state = slot.state.lock();
+            if !journal.covers(state.position) && state.position != last {
+                tracing::warn!(volume = %facts.name, %peer, position = %state.position,
+                    "the log no longer holds what this mirror lacks");
+                state.map_lost = true;
+                state.cracked = true;
+                state.position = last;
+            }
+        }
+        slots.add(&journal, Arc::new(slot));
+    }
+    let has_mirrors = !facts.peers.is_empty();
+    let name = facts.name.clone();
+    let facts = Arc::new(Mutex::new(facts));
+    journal.set_keeper(Arc::new(MasterKeeper::new(
+        Arc::clone(&facts),
+        Arc::clone(&options.facts),
+        Arc::downgrade(&journal),
+        Arc::clone(&slots),
+        generation,
+    )));
+    journal.begin_segment(generation, first)?;
+    journal.set_chain(chain);
+    let log = journal.map().0.clone();
+    let fs = Arc::new(Fs::open(
+        opened,
+        FsOptions {
+            role: FsRole::Master,
+            clock: Arc::clone(&options.clock),
+            random: Arc::clone(&options.random),
+            cache_bytes: options.cache_bytes,
+            commit_interval: options.commit_interval,
+        },
+    )?);
+    fs.set_mirrored(has_mirrors)?;
+    {
+        let mut facts = facts.lock();
+        facts.stamps = Some(stamps::read_open(&volume)?);
+        options.facts.save(&facts)?;
+    }
+    Ok(OpenMaster {
+        shared: MasterVolume {
+            name,
+            node: options.node.clone(),
+            volume,
+            journal,
+            fs,
+            generation,
+            facts,
+            store: Arc::clone(&options.facts),
+            log,
+        },
+        slots,
+        maps: Arc::clone(&options.maps),
+    })
+}
+
+fn open_slot(
+    maps: &dyn MapStore,
+    volume_id: u128,
+    blocks_count: u64,
+    peer: &str,
+    known: &PeerFacts,
+) -> Result<SlotState, MirrorError> {
+    let (disk, created) = open_map(maps, blocks_count, peer)?;
+    let opened = match created {
+        true => DirtyMap::create(Arc::clone(&disk), volume_id, blocks_count),
+        false => DirtyMap::open(Arc::clone(&disk), volume_id, blocks_count),
+    };
+    let (map, map_lost) = match opened {
+        // A map that was not there although order had been given up is a map that was lost.
+        Ok(map) => (map, created && known.cracked),
+        Err(error) => {
+            tracing::error!(%peer, %error, "the dirty map is lost");
+            (DirtyMap::create(disk, volume_id, blocks_count)?, true)
+        }
+    };
+    let through = map
+        .coverage()
+        .map_or(Txid(0), |covered| covered.through_txid);
+    Ok(SlotState {
+        cracked: known.cracked || map.count() > 0,
+        map,
+        position: known.acked.max(through),
+        acked: known.acked,
+        cracks: 0,
+        map_lost,
+    })
+}
+
+fn open_map(
+    maps: &dyn MapStore,
+    blocks_count: u64,
+    peer: &str,
+) -> Result<(Arc<dyn Disk>, bool), MirrorError> {
+    maps.open(peer, DirtyMap::file_len(blocks_count))
+        .map_err(|source| {
+            MirrorError::Dirty(crate::mirror::dirty::DirtyError::Io {
+                name: format!("of {peer}"),
+                source,
+            })
+        })
+}
+
+impl OpenMaster {
+    /// Claims a place at the log for a new mirror: from now on nothing that it lacks is lost without being recorded.
+    /// Overwrites go through the log before this returns.
+    pub fn add_mirror(&self, peer: &str, rate: Option<u64>) -> Result<Arc<Slot>, MirrorError> {
+        self.shared.fs.set_mirrored(true)?;
+        let blocks_count = self.shared.volume.blocks_count();
+        let (disk, _) = open_map(&*self.maps, blocks_count, peer)?;
+        let volume_id = self.shared.facts.lock().volume_id;
+        let map = DirtyMap::create(disk, volume_id, blocks_count)?;
+        let committed = self.shared.journal.last_committed();
+        let used: Vec<u32> = self.slots.all().iter().map(|slot| slot.id).collect();
+        let id = (1..).find(|id| !used.contains(id)).unwrap_or(u32::MAX);
+        let slot = Arc::new(Slot {
+            id,
+            peer: peer.to_string(),
+            state: Mutex::new(SlotState {
+                map,
+                position: committed,
+                acked: Txid(0),
+                cracked: false,
+                cracks: 0,
+                map_lost: false,
+            }),
+        });
+        self.slots.add(&self.shared.journal, Arc::clone(&slot));
+        let mut facts = self.shared.facts.lock();
+        let mut known = PeerFacts {
+            acked: committed,
+            ..PeerFacts::default()
+        };
+        known.record.rate = rate;
+        facts.peers.insert(peer.to_string(), known);
+        self.shared.store.save(&facts)?;
+        Ok(slot)
+    }
+
+    /// Gives up the place of a mirror.
+    pub fn remove_mirror(&self, slot: &Slot) -> Result<(), MirrorError> {
+        self.slots.remove(&self.shared.journal, slot.id);
+        let left = {
+            let mut facts = self.shared.facts.lock();
+            facts.peers.remove(&slot.peer);
+            self.shared.store.save(&facts)?;
+            facts.peers.len()
+        };
+        Ok(self.shared.fs.set_mirrored(left > 0)?)
+    }
+
+    /// Now and then: keeps the reserve of transaction ids ahead of what is issued.
+    pub fn tick(&self) -> Result<(), MirrorError> {
+        let last = self.shared.journal.last_committed();
+        let mut facts = self.shared.facts.lock();
+        if last.0 + RESERVE / 2 > facts.high_txid.0 {
+            facts.high_txid = Txid(last.0 + RESERVE);
+            self.shared.store.save(&facts)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the volume: everything home, the log empty, the facts saved. What mirrors lack stays in the log.
+    pub fn close(&self) -> Result<(), MirrorError> {
+        for slot in self.slots.all() {
+            let mut state = slot.state.lock();
+            state.settle(&self.shared.journal, slot.id, self.shared.generation)?;
+            state.map.flush()?;
+        }
+        let report = self.shared.fs.close()?;
+        let mut facts = self.shared.facts.lock();
+        for slot in self.slots.all() {
+            let state = slot.state.lock();
+            let known = facts.peers.entry(slot.peer.clone()).or_default();
+            known.acked = state.position;
+            known.cracked = state.cracked;
+        }
+        if let Some(head) = report.head {
+            facts.applied = head.txid;
+            facts.chain = head.chain;
+        }
+        facts.head = report.head;
+        facts.stamps = Some(stamps::read(&self.shared.volume)?);
+        self.shared.store.save(&facts)?;
+        Ok(())
+    }
+}

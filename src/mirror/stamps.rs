@@ -1,0 +1,94 @@
+//! Whether a volume was changed from outside: by the kernel, by e2fsck, by hand.
+//!
+//! Owns the reading and the comparison of what such a change leaves behind. A change that leaves nothing behind can only
+//! be found by comparing the copies.
+
+use crate::fs::read_superblock;
+use crate::mirror::MirrorError;
+use crate::volume::Volume;
+use crate::volume::facts::OutsideStamps;
+
+/// The stamps of a volume that is closed.
+pub fn read(volume: &Volume) -> Result<OutsideStamps, MirrorError> {
+    let superblock = read_superblock(volume)?;
+    Ok(OutsideStamps {
+        s_mnt_count: superblock.s_mnt_count(),
+        s_mtime: i64::from(superblock.s_mtime()),
+        s_wtime: i64::from(superblock.s_wtime()),
+        s_lastcheck: i64::from(superblock.s_lastcheck()),
+        journal_sequence: 0,
+        ctimes: volume
+            .parts()
+            .iter()
+            .map(|part| part.changed_at())
+            .collect(),
+    })
+}
+
+/// The stamps of a volume that is open: those that its own use does not move.
+pub fn read_open(volume: &Volume) -> Result<OutsideStamps, MirrorError> {
+    Ok(OutsideStamps {
+        s_wtime: 0,
+        ctimes: Vec::new(),
+        ..read(volume)?
+    })
+}
+
+/// What changed since `expected` was recorded, in words; `None` if nothing did.
+pub fn changed(expected: &OutsideStamps, found: &OutsideStamps) -> Option<String> {
+    if expected.s_mnt_count != found.s_mnt_count {
+        return Some(format!(
+            "it was mounted (mount count {}, expected {})",
+            found.s_mnt_count, expected.s_mnt_count
+        ));
+    }
+    if expected.s_lastcheck != found.s_lastcheck {
+        return Some("it was checked by e2fsck".to_string());
+    }
+    if expected.s_mtime != found.s_mtime {
+        return Some("it was mounted (mount time)".to_string());
+    }
+    if expected.ctimes.is_empty() {
+        return None;
+    }
+    if expected.s_wtime != found.s_wtime {
+        return Some("its superblock was written".to_string());
+    }
+    let moved = expected
+        .ctimes
+        .iter()
+        .zip(&found.ctimes)
+        .position(|(before, now)| before.is_some() && before != now);
+    moved.map(|part| format!("part {part} was written or touched"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn use_by_ourselves_is_no_change_from_outside() {
+        let open = OutsideStamps {
+            s_mnt_count: 3,
+            s_mtime: 100,
+            ..OutsideStamps::default()
+        };
+        let after_a_crash = OutsideStamps {
+            s_wtime: 777,
+            ctimes: vec![Some(9)],
+            ..open.clone()
+        };
+        assert_eq!(changed(&open, &after_a_crash), None);
+        let mounted = OutsideStamps {
+            s_mnt_count: 4,
+            ..after_a_crash.clone()
+        };
+        assert!(changed(&open, &mounted).is_some());
+        let touched = OutsideStamps {
+            ctimes: vec![Some(10)],
+            ..after_a_crash.clone()
+        };
+        assert!(changed(&after_a_crash, &touched).is_some());
+        assert_eq!(changed(&after_a_crash, &after_a_crash), None);
+    }
+}

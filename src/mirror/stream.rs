@@ -1,0 +1,866 @@
+//! The master's side of one mirror's stream: the sequencer and the bulk replicator, in one order.
+//!
+//! Owns what was sent and not yet acknowledged. Never blocks and never reads a clock: `next` gives the frame to be sent
+//! now, or nothing. Invariants: transactions go out in order, each whole or never ended; the cursor passes a chunk, and
+//! the chunk takes its place in the stream, before it is read; what lies beyond the cursor is not sent with a
+//! transaction, what lies behind it is; a bit of the dirty map is cleared only by the acknowledgement of the frame that
+//! carried the block, and not at all if the mirror cracked in between.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::journal::{Hint, Journal, TxnInfo};
+use crate::mirror::MirrorError;
+use crate::mirror::committed::{self, Committed};
+use crate::mirror::hashing::Questions;
+use crate::mirror::rate::Rate;
+use crate::mirror::shipment::{Shipment, touched};
+use crate::mirror::slot::Slot;
+use crate::units::{BlockNo, BlockRange, Generation, Txid};
+use crate::volume::Volume;
+use crate::wire::message::{MAX_STREAM_PAYLOAD, Message, Range, Touched};
+
+/// A header and its payload.
+pub type Frame = (Message, Vec<u8>);
+
+/// Bytes of blocks in one frame of the bulk replicator.
+const BULK_BYTES: u64 = 1 << 20;
+/// Bytes under way before the stream waits for acknowledgements.
+const WINDOW_BYTES: u64 = 32 << 20;
+/// A merge with more bytes by value than this is not worth its memory: the mirror cracks instead.
+const MERGE_BYTES: u64 = 256 << 20;
+/// Blocks of the volume that one step of a pass looks at, at most.
+const SPAN_BLOCKS: u64 = 32768;
+/// Spans without anything to copy that one step skips.
+const SPANS_A_STEP: u32 = 64;
+
+/// Where the stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Asking for hashes of everything allocated; what differs goes into the map.
+    Compare {
+        /// Next block to be compared.
+        cursor: BlockNo,
+    },
+    /// Copying: every allocated block (`first`), or the blocks of the map.
+    Copy {
+        /// First block that was not passed.
+        cursor: BlockNo,
+        /// Whether this is a first copy.
+        first: bool,
+    },
+    /// The cursor is at the end; the copy is whole once `until` is applied.
+    Draining {
+        /// Last transaction committed when the last chunk was read.
+        until: Txid,
+    },
+    /// `CopyEnd` was sent and is not acknowledged.
+    Ending {
+        /// Its place in the stream.
+        seq: u64,
+    },
+    /// Nothing but transactions.
+    Sequencing,
+}
+
+/// What `next` has.
+#[derive(Debug)]
+pub enum Next {
+    /// A frame, to be sent now.
+    Frame(Frame),
+    /// Nothing until something is committed, acknowledged, or the given time has come.
+    Nothing {
+        /// When the rate limit lets the next chunk go, if that is what is waited for.
+        at: Option<Duration>,
+    },
+    /// The mirror cracked while it was sequencing: the state machine has to be told.
+    Cracked,
+}
+
+/// What an acknowledgement led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acked {
+    /// Progress.
+    Progress,
+    /// The copy is complete and consistent, and the map is empty.
+    InSync,
+}
+
+/// What has been sent since the stream's owner began to count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes of blocks sent by the bulk replicator.
+    pub bytes_bulk: u64,
+    /// Bytes of blocks sent with transactions.
+    pub bytes_sequenced: u64,
+    /// Transactions sent (a merge counts as one).
+    pub transactions: u64,
+    /// Bytes read from the volume for the bulk replicator.
+    pub bytes_read: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    seq: u64,
+    bytes: u64,
+    clears: Vec<BlockRange>,
+}
+
+/// A transaction of which not every frame was sent.
+#[derive(Debug)]
+struct Sending {
+    shipment: Shipment,
+    blocks_left: VecDeque<BlockNo>,
+    fresh_left: VecDeque<BlockRange>,
+    begun: bool,
+    bytes: u64,
+}
+
+/// The master's side of a stream.
+#[derive(Debug)]
+pub struct Stream {
+    volume: Arc<Volume>,
+    journal: Arc<Journal>,
+    slot: Arc<Slot>,
+    generation: Generation,
+    log: Vec<BlockRange>,
+    phase: Phase,
+    cracks: u64,
+    seq: u64,
+    sent: Txid,
+    infos: VecDeque<TxnInfo>,
+    sending: Option<Sending>,
+    in_flight: VecDeque<InFlight>,
+    in_flight_bytes: u64,
+    passed_blocks: u64,
+    used_blocks: u64,
+    committed: Option<Committed>,
+    bulk_turn: bool,
+    mismatches: u32,
+    rate: Rate,
+    pub(super) questions: Questions,
+    /// What was sent.
+    pub counters: Counters,
+}
+
+impl Stream {
+    /// A stream that has nothing to say yet. `log` are the journal file's own blocks, which are never copied.
+    pub fn new(
+        volume: Arc<Volume>,
+        journal: Arc<Journal>,
+        slot: Arc<Slot>,
+        generation: Generation,
+        log: Vec<BlockRange>,
+        rate: Rate,
+    ) -> Stream {
+        let block_size = u64::from(volume.block_size());
+        Stream {
+            volume,
+            journal,
+            slot,
+            generation,
+            log,
+            phase: Phase::Sequencing,
+            cracks: 0,
+            seq: 0,
+            sent: Txid(0),
+            infos: VecDeque::new(),
+            sending: None,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            passed_blocks: 0,
+            used_blocks: 0,
+            committed: None,
+            bulk_turn: false,
+            mismatches: 0,
+            rate,
+            questions: Questions::new(block_size),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Begins with `phase`, the mirror having everything up to `from`.
+    pub fn begin(&mut self, phase: Phase, from: Txid) -> Result<(), MirrorError> {
+        let block_size = self.volume.block_size() as usize;
+        let committed = Committed::load(Arc::clone(&self.journal), block_size)?;
+        self.used_blocks = committed.used_blocks()?;
+        self.committed = Some(committed);
+        self.phase = phase;
+        self.sent = from;
+        self.cracks = self.slot.state.lock().cracks;
+        self.infos.clear();
+        self.sending = None;
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+        self.passed_blocks = match phase {
+            // Not known without counting; the rest of the volume bounds what is left.
+            Phase::Copy {
+                cursor,
+                first: true,
+            } => self.used_blocks.min(cursor.0),
+            _ => 0,
+        };
+        self.questions.clear();
+        Ok(())
+    }
+
+    fn committed(&self) -> Result<&Committed, MirrorError> {
+        self.committed
+            .as_ref()
+            .ok_or_else(|| MirrorError::Protocol("the stream has not begun".to_string()))
+    }
+
+    /// Where the stream is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The last transaction that was sent whole.
+    pub fn sent(&self) -> Txid {
+        self.sent
+    }
+
+    /// Bytes that the mirror still lacks, as far as the phase can tell.
+    pub fn bytes_to_go(&self) -> u64 {
+        let block_size = self.block_size();
+        let marked = self.slot.state.lock().map.count() * block_size;
+        match self.phase {
+            Phase::Copy {
+                cursor,
+                first: true,
+            } => {
+                let left = self.volume.blocks_count().saturating_sub(cursor.0);
+                let used = self.used_blocks;
+                used.saturating_sub(self.passed_blocks).min(left) * block_size + marked
+            }
+            Phase::Sequencing => self.in_flight_bytes,
+            _ => marked + self.in_flight_bytes,
+        }
+    }
+
+    fn block_size(&self) -> u64 {
+        u64::from(self.volume.block_size())
+    }
+
+    /// What is to be sent now.
+    pub fn next(&mut self, now: Duration) -> Result<Next, MirrorError> {
+        if self.slot.state.lock().cracks != self.cracks && !self.cracked() {
+            return Ok(Next::Cracked);
+        }
+        if self.in_flight_bytes >= WINDOW_BYTES {
+            return Ok(Next::Nothing { at: None });
+        }
+        let mut wait = None;
+        // A pass and the transactions take turns, so that a copy ends under a writer that never stops.
+        for _ in 0..2 {
+            self.bulk_turn = self.sending.is_none() && !self.bulk_turn;
+            if self.bulk_turn {
+                match self.rate.ready(now) {
+                    Ok(()) => {
+                        if let Some(frame) = self.bulk(now)? {
+                            return Ok(Next::Frame(frame));
+                        }
+                    }
+                    Err(at) => wait = Some(at),
+                }
+            } else if let Some(frame) = self.transaction()? {
+                return Ok(Next::Frame(frame));
+            }
+        }
+        if let Some(frame) = self.ending()? {
+            return Ok(Next::Frame(frame));
+        }
+        let passing = matches!(self.phase, Phase::Copy { .. } | Phase::Compare { .. });
+        Ok(Next::Nothing {
+            at: wait.filter(|_| passing),
+        })
+    }
+
+    /// Takes notice of a crack. A pass goes on (the given-up blocks are in the map and get a pass of their own);
+    /// `false` when sequencing has to stop.
+    fn cracked(&mut self) -> bool {
+        let state = self.slot.state.lock();
+        self.sending = None;
+        self.infos.clear();
+        if self.phase == Phase::Sequencing {
+            self.questions.clear();
+            return false;
+        }
+        self.cracks = state.cracks;
+        self.sent = state.position;
+        for frame in &mut self.in_flight {
+            frame.clears.clear();
+        }
+        drop(state);
+        match self.phase {
+            Phase::Draining { .. } | Phase::Ending { .. } => {
+                self.phase = Phase::Copy {
+                    cursor: BlockNo(0),
+                    first: false,
+                };
+            }
+            Phase::Compare { .. } | Phase::Copy { .. } | Phase::Sequencing => {}
+        }
+        true
+    }
+
+    fn next_seq(&mut self, bytes: u64, clears: Vec<BlockRange>) -> u64 {
+        self.seq += 1;
+        self.in_flight_bytes += bytes;
+        self.in_flight.push_back(InFlight {
+            seq: self.seq,
+            bytes,
+            clears,
+        });
+        self.seq
+    }
+
+    /// The mirror has everything up to `seq`, and with it transaction `txid`, durably.
+    pub fn acknowledged(
+        &mut self,
+        seq: u64,
+        txid: Txid,
+        consistent: bool,
+    ) -> Result<Acked, MirrorError> {
+        if seq > self.seq || txid > self.sent.max(self.slot.state.lock().position) {
+            return Err(MirrorError::Protocol(format!(
+                "acknowledged frame {seq} and transaction {txid}, of which {} and {} were sent",
+                self.seq, self.sent
+            )));
+        }
+        let mut state = self.slot.state.lock();
+        let current = state.cracks == self.cracks;
+        while self.in_flight.front().is_some_and(|f| f.seq <= seq) {
+            let frame = self.in_flight.pop_front().expect("looked at above");
+            self.in_flight_bytes -= frame.bytes;
+            if current {
+                for range in frame.clears {
+                    state.map.clear(range)?;
+                }
+            }
+        }
+        if current {
+            state.acked = state.acked.max(txid);
+        }
+        if state.map.coverage().is_none() {
+            state.settle(&self.journal, self.slot.id, self.generation)?;
+        }
+        match self.phase {
+            Phase::Ending { seq: ending } if current && consistent && seq >= ending => {}
+            _ => return Ok(Acked::Progress),
+        }
+        if state.map.count() > 0 {
+            // Something was marked since the last pass began; it gets another one.
+            self.phase = Phase::Copy {
+                cursor: BlockNo(0),
+                first: false,
+            };
+            return Ok(Acked::Progress);
+        }
+        state.settle(&self.journal, self.slot.id, self.generation)?;
+        state.map.retire();
+        state.map.flush()?;
+        state.cracked = false;
+        state.map_lost = false;
+        self.phase = Phase::Sequencing;
+        Ok(Acked::InSync)
+    }
+
+    // ---- transactions ----
+
+    fn transaction(&mut self) -> Result<Option<Frame>, MirrorError> {
+        if self.sending.is_none() && !self.load_next()? {
+            return Ok(None);
+        }
+        let Some(mut sending) = self.sending.take() else {
+            return Ok(None);
+        };
+        if !sending.begun {
+            sending.begun = true;
+            let shipment = &sending.shipment;
+            let begin = Message::TxnBegin {
+                first: shipment.first.0,
+                last: shipment.last.0,
+                generation: self.generation.0,
+                zeroed: shipment.zeroed.iter().map(Range::from).collect(),
+                freed: shipment.freed.iter().map(Range::from).collect(),
+                touched: shipment.hints.iter().map(hint_to_wire).collect(),
+            };
+            self.sending = Some(sending);
+            return Ok(Some((begin, Vec::new())));
+        }
+        if !sending.fresh_left.is_empty() {
+            match self.fresh_frame(&mut sending)? {
+                Some(frame) => {
+                    self.sending = Some(sending);
+                    return Ok(Some(frame));
+                }
+                // What is at home is not what was referenced: begin again, merged as far as needed.
+                None => {
+                    self.infos.clear();
+                    return Ok(None);
+                }
+            }
+        }
+        if !sending.blocks_left.is_empty() {
+            let room = MAX_STREAM_PAYLOAD / self.block_size() as usize;
+            let mut blocks = Vec::new();
+            let mut payload = Vec::new();
+            while blocks.len() < room
+                && let Some(block) = sending.blocks_left.pop_front()
+            {
+                payload.extend_from_slice(&sending.shipment.images[&block]);
+                blocks.push(block.0);
+            }
+            sending.bytes += payload.len() as u64;
+            self.sending = Some(sending);
+            return Ok(Some((Message::TxnBlocks { blocks }, payload)));
+        }
+        let seq = self.next_seq(sending.bytes, Vec::new());
+        self.counters.bytes_sequenced += sending.bytes;
+        self.counters.transactions += 1;
+        self.mismatches = 0;
+        self.sent = sending.shipment.last;
+        let end = Message::TxnEnd {
+            seq,
+            last: sending.shipment.last.0,
+            chain: sending.shipment.chain,
+        };
+        Ok(Some((end, Vec::new())))
+    }
+
+    /// Loads what follows `sent`, merged as far as it must be. `false` when there is nothing.
+    fn load_next(&mut self) -> Result<bool, MirrorError> {
+        if self.infos.is_empty() {
+            match self.journal.info_after(self.sent) {
+                Some(infos) => self.infos = infos.into(),
+                None => {
+                    self.log_lost();
+                    return Ok(false);
+                }
+            }
+        }
+        let Some(first) = self.infos.front() else {
+            return Ok(false);
+        };
+        let mut shipment = Shipment::new(first.txid);
+        let mut until = first.txid;
+        let limit = MERGE_BYTES.min(self.journal.stats().size_blocks * self.block_size() / 2);
+        while let Some(info) = self.infos.pop_front() {
+            let txn = self.journal.load_transaction(info.txid)?;
+            shipment.push(txn);
+            if let Some(through) = self.journal.overwritten_by(info.txid) {
+                until = until.max(through);
+            }
+            if info.txid >= until {
+                break;
+            }
+            if shipment.images.len() as u64 * self.block_size() > limit {
+                tracing::warn!(peer = %self.slot.peer, first = %shipment.first, last = %until,
+                    "a merge of transactions is too large for the mirror's log: the mirror cracks");
+                self.give_up()?;
+                return Ok(false);
+            }
+        }
+        match self.phase {
+            Phase::Copy { cursor, first } => {
+                let beyond = shipment.cut(cursor);
+                if !first {
+                    let mut state = self.slot.state.lock();
+                    for range in beyond.iter() {
+                        state.map.set(range)?;
+                    }
+                }
+                shipment.hints.clear();
+            }
+            Phase::Compare { .. } => {
+                let beyond = shipment.cut(BlockNo(0));
+                let mut state = self.slot.state.lock();
+                for range in beyond.iter() {
+                    state.map.set(range)?;
+                }
+                shipment.hints.clear();
+            }
+            Phase::Draining { .. } | Phase::Ending { .. } | Phase::Sequencing => {}
+        }
+        let block_size = self.block_size() as usize;
+        let journal = Arc::clone(&self.journal);
+        shipment.settle(block_size, |range| {
+            let mut bytes = vec![0; range.len as usize * block_size];
+            journal.read(range.start, &mut bytes).map(|()| bytes)
+        })?;
+        self.sending = Some(Sending {
+            blocks_left: shipment.images.keys().copied().collect(),
+            fresh_left: shipment.fresh.iter().collect(),
+            shipment,
+            begun: false,
+            bytes: 0,
+        });
+        Ok(true)
+    }
+
+    /// The log no longer holds what comes next: the mirror cracked a moment ago, or its map is of no use any more.
+    fn log_lost(&mut self) {
+        let mut state = self.slot.state.lock();
+        if state.cracks == self.cracks {
+            tracing::error!(peer = %self.slot.peer, sent = %self.sent, "the log was reused under a mirror");
+            state.map_lost = true;
+            state.cracked = true;
+            state.cracks += 1;
+        }
+    }
+
+    /// The mirror cracks by our own decision: everything committed goes into its map.
+    fn give_up(&mut self) -> Result<(), MirrorError> {
+        let last = self.journal.last_committed();
+        self.slot
+            .state
+            .lock()
+            .crack(&self.journal, self.slot.id, self.generation, last)
+    }
+
+    /// A frame of fresh data, read from home and checked against its reference; `None` when it is not what was
+    /// referenced.
+    fn fresh_frame(&mut self, sending: &mut Sending) -> Result<Option<Frame>, MirrorError> {
+        let block_size = self.block_size();
+        let room = MAX_STREAM_PAYLOAD as u64 / block_size;
+        let mut ranges: Vec<Range> = Vec::new();
+        let mut payload = Vec::new();
+        let mut blocks = 0;
+        while let Some(range) = sending.fresh_left.pop_front() {
+            let check = sending
+                .shipment
+                .checks
+                .iter()
+                .find(|check| check.range.contains(range.start));
+            let piece = match check {
+                Some(check) => check.range.len.min(range.len),
+                None => range.len.min(256),
+            };
+            if blocks > 0 && blocks + piece > room {
+                sending.fresh_left.push_front(range);
+                break;
+            }
+            if piece < range.len {
+                sending.fresh_left.push_front(BlockRange::new(
+                    BlockNo(range.start.0 + piece),
+                    range.len - piece,
+                ));
+            }
+            let range = BlockRange::new(range.start, piece);
+            let at = payload.len();
+            payload.resize(at + (piece * block_size) as usize, 0);
+            self.volume.read(range.start, &mut payload[at..])?;
+            let wrong = check
+                .is_some_and(|check| check.range == range && check.xxh3 != xxh3_64(&payload[at..]));
+            if wrong {
+                self.mismatches += 1;
+                if self.mismatches > 1 {
+                    tracing::warn!(peer = %self.slot.peer, %range, txid = %sending.shipment.last,
+                        "fresh data is not what its reference says: the mirror cracks");
+                    self.mismatches = 0;
+                    self.give_up()?;
+                }
+                return Ok(None);
+            }
+            ranges.push(range.into());
+            blocks += piece;
+        }
+        sending.bytes += payload.len() as u64;
+        Ok(Some((Message::TxnFresh { ranges }, payload)))
+    }
+
+    // ---- the bulk replicator ----
+
+    fn bulk(&mut self, now: Duration) -> Result<Option<Frame>, MirrorError> {
+        match self.phase {
+            Phase::Copy { cursor, first } => self.copy_step(cursor, first, now).map(Some),
+            Phase::Compare { cursor } => self.compare_step(cursor),
+            Phase::Sequencing => self.verify_step(),
+            Phase::Draining { .. } | Phase::Ending { .. } => Ok(None),
+        }
+    }
+
+    fn copy_step(
+        &mut self,
+        cursor: BlockNo,
+        first: bool,
+        now: Duration,
+    ) -> Result<Frame, MirrorError> {
+        let block_size = self.block_size();
+        let room = (BULK_BYTES / block_size).max(1);
+        let (chunk, clears, end) = match first {
+            true => {
+                let (chunk, end) = self.allocated_from(cursor, room)?;
+                (chunk, Vec::new(), end)
+            }
+            false => self.marked_from(cursor, room)?,
+        };
+        // The cursor passes the chunk here, before it is read.
+        self.phase = Phase::Copy { cursor: end, first };
+        let mut data: Vec<Range> = Vec::new();
+        let mut zero: Vec<Range> = Vec::new();
+        let mut payload = Vec::new();
+        for range in &chunk {
+            self.passed_blocks += range.len;
+            if first && self.volume.is_hole(*range) && !self.journal_has(*range)? {
+                zero.push((*range).into());
+                continue;
+            }
+            let at = payload.len();
+            payload.resize(at + (range.len * block_size) as usize, 0);
+            self.journal.read(range.start, &mut payload[at..])?;
+            self.counters.bytes_read += range.len * block_size;
+            if payload[at..].iter().all(|byte| *byte == 0) {
+                payload.truncate(at);
+                zero.push((*range).into());
+            } else {
+                data.push((*range).into());
+            }
+        }
+        let bytes = payload.len() as u64;
+        self.counters.bytes_bulk += bytes;
+        self.rate.spend(now, bytes);
+        let seq = self.next_seq(bytes, clears);
+        let bulk = Message::Bulk {
+            seq,
+            data,
+            zero,
+            cursor: end.0,
+        };
+        if end.0 >= self.volume.blocks_count() {
+            self.pass_ended();
+        }
+        Ok((bulk, payload))
+    }
+
+    /// The journal's overlay has newer contents than a hole at home.
+    fn journal_has(&self, range: BlockRange) -> Result<bool, MirrorError> {
+        for block in range.blocks() {
+            if self.journal.image(block)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A pass is over: another one when the map has bits that are not under way, else the copy ends.
+    fn pass_ended(&mut self) {
+        let under_way: u64 = self
+            .in_flight
+            .iter()
+            .flat_map(|frame| &frame.clears)
+            .map(|range| range.len)
+            .sum();
+        let marked = self.slot.state.lock().map.count();
+        self.phase = match marked > under_way {
+            true => Phase::Copy {
+                cursor: BlockNo(0),
+                first: false,
+            },
+            false => Phase::Draining {
+                until: self.journal.last_committed(),
+            },
+        };
+    }
+
+    /// Up to `room` allocated blocks from `cursor` on, and where the cursor is behind them.
+    fn allocated_from(
+        &self,
+        cursor: BlockNo,
+        room: u64,
+    ) -> Result<(Vec<BlockRange>, BlockNo), MirrorError> {
+        let total = self.volume.blocks_count();
+        let mut at = cursor.0;
+        for _ in 0..SPANS_A_STEP {
+            if at >= total {
+                break;
+            }
+            let span = BlockRange::new(BlockNo(at), SPAN_BLOCKS.min(total - at));
+            let chunk = self.allocated_in(span)?;
+            if chunk.is_empty() {
+                at = span.end().0;
+                continue;
+            }
+            return Ok(take_blocks(chunk, room, span.end()));
+        }
+        Ok((Vec::new(), BlockNo(at)))
+    }
+
+    /// The allocated blocks of `span` by the newest committed bitmaps, without the journal's own.
+    fn allocated_in(&self, span: BlockRange) -> Result<Vec<BlockRange>, MirrorError> {
+        let mut set: crate::mirror::ranges::RangeSet =
+            self.committed()?.allocated(span)?.into_iter().collect();
+        for range in &self.log {
+            set.remove(*range);
+        }
+        Ok(set.iter().collect())
+    }
+
+    /// Up to `room` marked blocks from `cursor` on: those that are allocated, all of them (they are unmarked when this
+    /// frame is acknowledged), and where the cursor is behind them.
+    #[allow(clippy::type_complexity, reason = "three plain results of one search")]
+    fn marked_from(
+        &self,
+        cursor: BlockNo,
+        room: u64,
+    ) -> Result<(Vec<BlockRange>, Vec<BlockRange>, BlockNo), MirrorError> {
+        let total = self.volume.blocks_count();
+        let mut marked = Vec::new();
+        let mut count = 0;
+        let mut at = cursor;
+        {
+            let mut state = self.slot.state.lock();
+            while count < room {
+                match state.map.next_set(at, room - count)? {
+                    Some(range) => {
+                        count += range.len;
+                        at = range.end();
+                        marked.push(range);
+                    }
+                    None => {
+                        at = BlockNo(total);
+                        break;
+                    }
+                }
+            }
+        }
+        let mut wanted = Vec::new();
+        for range in crate::units::coalesce(marked.clone()) {
+            let mut from = range.start;
+            while from < range.end() {
+                let span = BlockRange::new(from, SPAN_BLOCKS.min(range.end().0 - from.0));
+                wanted.extend(self.allocated_in(span)?);
+                from = span.end();
+            }
+        }
+        Ok((wanted, marked, at))
+    }
+
+    fn compare_step(&mut self, cursor: BlockNo) -> Result<Option<Frame>, MirrorError> {
+        if self.questions.full() {
+            return Ok(None);
+        }
+        if cursor.0 >= self.volume.blocks_count() {
+            if self.questions.is_empty() {
+                self.phase = Phase::Copy {
+                    cursor: BlockNo(0),
+                    first: false,
+                };
+            }
+            return Ok(None);
+        }
+        let room = (4 * BULK_BYTES / self.block_size()).max(1);
+        let (chunk, end) = self.allocated_from(cursor, room)?;
+        self.phase = Phase::Compare { cursor: end };
+        if chunk.is_empty() {
+            return Ok(None);
+        }
+        let journal = Arc::clone(&self.journal);
+        let frame = self
+            .questions
+            .ask(chunk, |start, buf| journal.read(start, buf))?;
+        Ok(Some(frame))
+    }
+
+    /// Compares the next chunk, if `verify` is running and the mirror has been sent everything.
+    fn verify_step(&mut self) -> Result<Option<Frame>, MirrorError> {
+        let Some(cursor) = self.questions.verifying() else {
+            return Ok(None);
+        };
+        let committed = self.journal.last_committed();
+        if self.questions.full() || committed != self.sent {
+            return Ok(None);
+        }
+        if cursor.0 >= self.volume.blocks_count() {
+            self.questions.pass_ended(self.sent);
+            return Ok(None);
+        }
+        let room = (4 * BULK_BYTES / self.block_size()).max(1);
+        let (chunk, end) = self.allocated_from(cursor, room)?;
+        let journal = Arc::clone(&self.journal);
+        let chunk: crate::mirror::ranges::RangeSet = chunk.into_iter().collect();
+        let frame = self.questions.ask(chunk.iter().collect(), |start, buf| {
+            journal.read(start, buf)
+        })?;
+        // Whatever was committed while we read must not have touched what we read.
+        for info in self.journal.info_after(committed).unwrap_or_default() {
+            let txn = self.journal.load_transaction(info.txid)?;
+            if touched(&txn)
+                .chain(txn.freed.iter().copied())
+                .any(|range| chunk.overlaps(range))
+            {
+                self.questions.forget_last();
+                return Ok(None);
+            }
+        }
+        self.questions.verified_to(end, committed);
+        Ok(match chunk.is_empty() {
+            true => {
+                self.questions.forget_last();
+                None
+            }
+            false => Some(frame),
+        })
+    }
+
+    /// The mirror's hashes came. Blocks that differ are marked (a comparison) or reported (`verify`).
+    pub fn answered(&mut self, id: u64, hashes: &[u8]) -> Result<(), MirrorError> {
+        let differing = self.questions.answered(id, hashes)?;
+        if matches!(self.phase, Phase::Compare { .. }) {
+            let mut state = self.slot.state.lock();
+            for range in differing {
+                state.map.set(range)?;
+            }
+        } else {
+            self.questions.report(differing);
+        }
+        Ok(())
+    }
+
+    fn ending(&mut self) -> Result<Option<Frame>, MirrorError> {
+        let Phase::Draining { until } = self.phase else {
+            return Ok(None);
+        };
+        if self.sent < until || self.sending.is_some() {
+            return Ok(None);
+        }
+        let superblock = committed::empty_log(&self.volume, &self.log)?;
+        let chain = committed::chain_at(&self.journal, self.sent);
+        let seq = self.next_seq(0, Vec::new());
+        self.phase = Phase::Ending { seq };
+        let end = Message::CopyEnd {
+            seq,
+            consistent_at: self.sent.0,
+            chain: chain.ok_or(MirrorError::LogLost(self.sent))?,
+            log: self.log.iter().map(|range| (*range).into()).collect(),
+        };
+        Ok(Some((end, superblock)))
+    }
+}
+
+/// The first `room` blocks of `ranges`, and where the cursor is behind them (`end` when they all fit).
+fn take_blocks(ranges: Vec<BlockRange>, room: u64, end: BlockNo) -> (Vec<BlockRange>, BlockNo) {
+    let mut taken = Vec::new();
+    let mut left = room;
+    for range in ranges {
+        let len = range.len.min(left);
+        taken.push(BlockRange::new(range.start, len));
+        left -= len;
+        if left == 0 {
+            return (taken, BlockNo(range.start.0 + len));
+        }
+    }
+    (taken, end)
+}
+
+fn hint_to_wire(hint: &Hint) -> Touched {
+    match hint {
+        Hint::Inode(ino) => Touched::Inode(ino.0),
+        Hint::Entry { parent, name } => Touched::Entry(parent.0, name.clone()),
+        Hint::EverythingChanged => Touched::Everything,
+    }
+}
