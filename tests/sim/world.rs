@@ -1,0 +1,426 @@
+//! Two nodes in one thread: a master and a mirror, each on simulated disks, and a link that can be cut.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
+use lockstepfs::io::{Clock, Disk, Timespec};
+use lockstepfs::mirror::follower::{Env, Follower, Output, PartStore};
+use lockstepfs::mirror::master::{Action, Mirror, Request};
+use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
+use lockstepfs::mirror::rate::Rate;
+use lockstepfs::units::{BlockNo, BlockRange};
+use lockstepfs::volume::Volume;
+use lockstepfs::volume::facts::{Copy, FactStore, Facts, MemoryFacts, Role};
+use lockstepfs::volume::mkfs::{self, Buffer, MkfsOptions};
+use lockstepfs::wire::message::Message;
+use parking_lot::Mutex;
+use states::{Cause, State};
+
+pub const BLOCK: u32 = 4096;
+pub const SIZE: u64 = 96 << 20;
+
+/// Dirty maps on simulated disks.
+#[derive(Debug, Default)]
+pub struct Maps {
+    disks: Mutex<HashMap<String, Arc<SimDisk>>>,
+}
+
+impl MapStore for Maps {
+    fn open(&self, peer: &str, len: u64) -> std::io::Result<(Arc<dyn Disk>, bool)> {
+        let mut disks = self.disks.lock();
+        if let Some(disk) = disks.get(peer) {
+            return Ok((Arc::clone(disk) as Arc<dyn Disk>, false));
+        }
+        let disk = Arc::new(SimDisk::new(len));
+        disks.insert(peer.to_string(), Arc::clone(&disk));
+        Ok((disk, true))
+    }
+}
+
+impl Maps {
+    fn crash(&self, random: &SimRandom) {
+        for disk in self.disks.lock().values() {
+            disk.crash(Survivors::Random(random));
+        }
+    }
+}
+
+/// The mirror's parts: one simulated disk, made on demand.
+#[derive(Debug)]
+pub struct Parts {
+    pub disk: Arc<SimDisk>,
+}
+
+impl PartStore for Parts {
+    fn make(
+        &self,
+        _volume: &str,
+        _volume_id: u128,
+        block_size: u32,
+        parts: &[u64],
+    ) -> Result<Arc<Volume>, (Cause, String)> {
+        assert_eq!(parts, [self.disk.len()]);
+        let disk = Arc::clone(&self.disk) as Arc<dyn Disk>;
+        Volume::new(vec![disk], block_size)
+            .map(Arc::new)
+            .map_err(|error| (Cause::PartsRefused, error.to_string()))
+    }
+}
+
+/// A frame under way.
+type Frame = (Message, Vec<u8>);
+
+pub struct World {
+    pub random: Arc<SimRandom>,
+    pub clock: Arc<SimClock>,
+    pub master_disk: Arc<SimDisk>,
+    pub master_facts: Arc<MemoryFacts>,
+    pub maps: Arc<Maps>,
+    pub mirror_parts: Arc<Parts>,
+    pub mirror_facts: Arc<MemoryFacts>,
+    pub master: Option<OpenMaster>,
+    pub mirror: Option<Mirror>,
+    pub follower: Option<Follower>,
+    to_mirror: VecDeque<Frame>,
+    to_master: VecDeque<Frame>,
+    pub cut: bool,
+    connected: bool,
+    pub withdrawn: u32,
+    pub trace: Vec<(State, State, String)>,
+}
+
+impl World {
+    /// A fresh volume on the master, nothing on the mirror.
+    pub fn new(seed: u64, buffer: u64) -> World {
+        let random = Arc::new(SimRandom::new(seed));
+        let master_disk = Arc::new(SimDisk::named("master", SIZE));
+        let volume = Volume::new(vec![Arc::clone(&master_disk) as Arc<dyn Disk>], BLOCK).unwrap();
+        let options = MkfsOptions {
+            buffer: Buffer::Bytes(buffer),
+            scratch: Some(std::env::temp_dir()),
+            ..MkfsOptions::new(7)
+        };
+        mkfs::make(&volume, &options).unwrap();
+        volume.flush().unwrap();
+        let master_facts = Arc::new(MemoryFacts::new());
+        let facts = Facts {
+            copy: Copy::Complete,
+            ..Facts::blank(4711, "data", Role::Master)
+        };
+        master_facts.save(&facts).unwrap();
+        let mut world = World {
+            clock: Arc::new(SimClock::new(Timespec {
+                secs: 1_800_000_000,
+                nanos: 0,
+            })),
+            master_disk,
+            master_facts,
+            maps: Arc::new(Maps::default()),
+            mirror_parts: Arc::new(Parts {
+                disk: Arc::new(SimDisk::named("mirror", SIZE)),
+            }),
+            mirror_facts: Arc::new(MemoryFacts::new()),
+            master: None,
+            mirror: None,
+            follower: None,
+            to_mirror: VecDeque::new(),
+            to_master: VecDeque::new(),
+            cut: false,
+            connected: false,
+            withdrawn: 0,
+            trace: Vec::new(),
+            random,
+        };
+        world.start_master();
+        world.start_mirror();
+        world
+    }
+
+    pub fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    pub fn fs(&self) -> &lockstepfs::fs::Fs {
+        &self.master.as_ref().unwrap().shared.fs
+    }
+
+    pub fn start_master(&mut self) {
+        let disk = Arc::clone(&self.master_disk) as Arc<dyn Disk>;
+        let volume = Arc::new(Volume::new(vec![disk], BLOCK).unwrap());
+        let options = MasterOptions {
+            node: "a".to_string(),
+            facts: Arc::clone(&self.master_facts) as Arc<dyn FactStore>,
+            maps: Arc::clone(&self.maps) as Arc<dyn MapStore>,
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            random: Arc::new(self.random.fork()),
+            cache_bytes: 8 << 20,
+            commit_interval: Duration::from_secs(1),
+        };
+        let facts = self.master_facts.load().unwrap();
+        let records = facts.peers.clone();
+        let master = open_master(volume, facts, &options).unwrap();
+        for slot in master.slots.all() {
+            let record = records[&slot.peer].record.clone();
+            let rate = Rate::new(record.rate);
+            self.mirror = Some(Mirror::new(
+                master.shared.clone(),
+                slot.peer.clone(),
+                slot,
+                record,
+                rate,
+            ));
+        }
+        self.master = Some(master);
+        if self.mirror.is_some() {
+            let now = self.now();
+            let actions = self.mirror.as_mut().unwrap().start(now);
+            self.act(actions);
+        }
+    }
+
+    pub fn start_mirror(&mut self) {
+        let env = Env {
+            node: "b".to_string(),
+            parts: Arc::clone(&self.mirror_parts) as Arc<dyn PartStore>,
+            facts: Arc::clone(&self.mirror_facts) as Arc<dyn FactStore>,
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            random: Arc::new(self.random.fork()),
+            cache_bytes: 8 << 20,
+        };
+        let facts = self.mirror_facts.load().ok();
+        let volume = facts.as_ref().map(|_| {
+            let disk = Arc::clone(&self.mirror_parts.disk) as Arc<dyn Disk>;
+            Arc::new(Volume::new(vec![disk], BLOCK).unwrap())
+        });
+        let (follower, outputs) = Follower::open(env, "data".to_string(), facts, volume).unwrap();
+        self.follower = Some(follower);
+        self.put_out(outputs);
+    }
+
+    pub fn create_mirror(&mut self) {
+        let master = self.master.clone().unwrap();
+        let slot = master.add_mirror("b", None).unwrap();
+        let record = master.shared.facts.lock().peers["b"].record.clone();
+        let mut mirror = Mirror::new(
+            master.shared.clone(),
+            "b".to_string(),
+            slot,
+            record,
+            Rate::new(None),
+        );
+        let actions = mirror.start(self.now());
+        self.mirror = Some(mirror);
+        self.act(actions);
+    }
+
+    pub fn request(&mut self, request: Request) {
+        let now = self.now();
+        let actions = self.mirror.as_mut().unwrap().request(request, now).unwrap();
+        self.act(actions);
+    }
+
+    /// Power fails on the master: what was not flushed may be lost.
+    pub fn crash_master(&mut self) {
+        self.lose_link();
+        self.mirror = None;
+        self.master = None;
+        self.master_disk.crash(Survivors::Random(&self.random));
+        self.maps.crash(&self.random);
+    }
+
+    /// Power fails on the mirror.
+    pub fn crash_mirror(&mut self) {
+        self.follower = None;
+        self.lose_link();
+        self.mirror_parts
+            .disk
+            .crash(Survivors::Random(&self.random));
+    }
+
+    fn lose_link(&mut self) {
+        self.to_mirror.clear();
+        self.to_master.clear();
+        if self.connected {
+            self.connected = false;
+            if let Some(mut mirror) = self.mirror.take() {
+                let actions = mirror.link_lost("the link was cut", None, self.now());
+                self.mirror = Some(mirror);
+                self.act(actions);
+            }
+            if let Some(follower) = &mut self.follower {
+                let outputs = follower.disconnected().unwrap();
+                self.put_out(outputs);
+            }
+        }
+    }
+
+    pub fn cut_link(&mut self) {
+        self.cut = true;
+        self.lose_link();
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Connect => {
+                    let now = self.now();
+                    let up = !self.cut && self.follower.is_some();
+                    self.connected = up;
+                    let mirror = self.mirror.as_mut().unwrap();
+                    let more = match up {
+                        true => mirror.connected(now),
+                        false => mirror.link_lost("no route", None, now),
+                    };
+                    self.act(more);
+                }
+                Action::Close => {
+                    self.to_mirror.clear();
+                    self.to_master.clear();
+                    self.connected = false;
+                    if let Some(follower) = &mut self.follower {
+                        let outputs = follower.disconnected().unwrap();
+                        self.put_out(outputs);
+                    }
+                    self.to_master.clear();
+                }
+                Action::Send(message, payload) => self.to_mirror.push_back((message, payload)),
+                Action::Event { from, to, why } => self.trace.push((from, to, why)),
+                Action::Forgotten => {}
+            }
+        }
+    }
+
+    fn put_out(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Send(message, payload) => self.to_master.push_back((message, payload)),
+                Output::Withdraw => self.withdrawn += 1,
+                Output::Invalidate(_)
+                | Output::Opened(_)
+                | Output::Status(_)
+                | Output::Close(_) => {}
+            }
+        }
+    }
+
+    /// One round: time, frames both ways, the stream. Whether anything moved.
+    pub fn step(&mut self) -> bool {
+        self.clock.advance(Duration::from_millis(10));
+        let now = self.now();
+        let mut moved = false;
+        if let Some(master) = &self.master {
+            master.shared.fs.commit_step(now).unwrap();
+        }
+        if let Some(mut mirror) = self.mirror.take() {
+            let actions = mirror.tick(now);
+            let (more, frame, _) = mirror.next_frame(now);
+            self.mirror = Some(mirror);
+            moved |= !actions.is_empty() || frame.is_some();
+            self.act(actions);
+            self.act(more);
+            if let Some(frame) = frame
+                && self.connected
+            {
+                self.to_mirror.push_back(frame);
+            }
+        }
+        for _ in 0..4 {
+            if let (Some((message, payload)), Some(follower)) =
+                (self.to_mirror.pop_front(), &mut self.follower)
+            {
+                moved = true;
+                let outputs = follower.frame(message, payload).unwrap();
+                self.put_out(outputs);
+            }
+        }
+        if self.to_mirror.is_empty()
+            && let Some(follower) = &mut self.follower
+        {
+            let outputs = follower.idle().unwrap();
+            self.put_out(outputs);
+        }
+        if self.random.chance(2)
+            && let Some(follower) = &mut self.follower
+        {
+            follower.tick().unwrap();
+        }
+        if let Some((message, payload)) = self.to_master.pop_front()
+            && let Some(mirror) = &mut self.mirror
+        {
+            moved = true;
+            let actions = mirror.frame(message, payload, now);
+            self.act(actions);
+        }
+        moved
+    }
+
+    pub fn state(&self) -> State {
+        self.mirror.as_ref().unwrap().state()
+    }
+
+    /// Steps until the mirror is in `state`, in bounded simulated time.
+    pub fn until(&mut self, state: State) {
+        for _ in 0..200_000 {
+            if self.state() == state {
+                return;
+            }
+            self.step();
+        }
+        panic!(
+            "still {} after a long time: {:#?}",
+            self.state(),
+            self.trace
+        );
+    }
+
+    /// In sync, and everything committed is acknowledged.
+    pub fn settle(&mut self) {
+        self.fs().sync().unwrap();
+        self.until(State::InSync);
+        for _ in 0..200_000 {
+            let status = self.mirror.as_ref().unwrap().status(self.now());
+            if status.txid_acked == status.txid_committed && status.state == State::InSync {
+                return;
+            }
+            self.step();
+        }
+        panic!(
+            "never settled: {:#?}",
+            self.mirror.as_ref().unwrap().status(self.now())
+        );
+    }
+
+    /// Every allocated block outside the journal is the same, as read through each side's log.
+    pub fn assert_equal(&self) {
+        let shared = &self.master.as_ref().unwrap().shared;
+        let theirs = self
+            .follower
+            .as_ref()
+            .unwrap()
+            .fs()
+            .expect("the copy is open");
+        let committed = lockstepfs::mirror::committed::Committed::load(
+            Arc::clone(&shared.journal),
+            BLOCK as usize,
+        )
+        .unwrap();
+        let all = BlockRange::new(BlockNo(0), shared.volume.blocks_count());
+        let mut differing = Vec::new();
+        for range in committed.allocated(all).unwrap() {
+            for block in range.blocks() {
+                if block.0 == 0 || shared.log.iter().any(|log| log.contains(block)) {
+                    continue;
+                }
+                let (mut a, mut b) = (vec![0; BLOCK as usize], vec![0; BLOCK as usize]);
+                shared.journal.read(block, &mut a).unwrap();
+                theirs.journal().read(block, &mut b).unwrap();
+                if a != b {
+                    differing.push(block);
+                }
+            }
+        }
+        assert!(differing.is_empty(), "these blocks differ: {differing:?}");
+    }
+}
