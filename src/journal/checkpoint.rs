@@ -197,8 +197,9 @@ impl Journal {
     pub fn close(&self) -> Result<LogHead, JournalError> {
         let _commit = self.commit.lock();
         self.empty_log()?;
-        self.state.write().open = false;
-        self.save_tail(true)?;
+        if std::mem::take(&mut self.state.write().open) {
+            self.save_tail(true)?;
+        }
         let state = self.state.read();
         Ok(LogHead {
             log_block: self.log.block_at(state.head),

@@ -175,6 +175,7 @@ impl Journal {
             segments: Vec::new(),
             generation: Generation::default(),
             open: false,
+            recovered: false,
             live: sb.s_start().0 != 0,
             head,
             next_tid,
@@ -214,7 +215,8 @@ impl Journal {
     /// Whether the log was left with transactions that may not be home: s_start is not 0, and not by this opening.
     pub fn needs_recovery(&self) -> bool {
         let start = self.superblock.lock().s_start();
-        start.0 != 0 && !self.state.read().open
+        let state = self.state.read();
+        start.0 != 0 && !state.open && !state.recovered
     }
 
     /// s_errno as it was found: not 0 when the journal was aborted while last open, and the volume wants a check.

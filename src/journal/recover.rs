@@ -7,14 +7,15 @@ use super::append::{GROUP_BYTES, MAX_GROUP};
 use super::format::Header;
 use super::log::Pos;
 use super::overlay::Entry;
-use super::scan::{Found, Logged, Replay, Scanner, read_images};
+use super::scan::{Found, Logged, Replay, Scanned, Scanner, read_images};
+use super::state::{Pending, Tail, Txn, gone, ref_ranges};
 use super::{CorruptKind, Image, Journal, JournalError};
 use crate::units::{BlockNo, Txid};
 
 /// What recovery did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Transactions found.
+    /// Transactions replayed.
     pub transactions: u64,
     /// The last of them: its payload's id, or the id nearest to `base` with its tid; `None` when there was none.
     pub last: Option<Txid>,
@@ -35,18 +36,31 @@ struct Survey {
     images: Vec<Logged>,
     end: Pos,
     next_tid: u32,
+    /// Transactions after the limit: left in the log.
+    unconfirmed: Vec<Scanned>,
 }
 
 impl Journal {
     /// Brings home what the log holds and marks it clean, durably. Does nothing to a clean log.
     pub fn recover(&self) -> Result<Recovery, JournalError> {
+        self.recover_through(None)
+    }
+
+    /// As `recover`, but transactions after `confirmed` stay in the log as if they had just been appended: durable, not
+    /// visible, not home. A mirror in sync mode opens so, because the master may not have committed them; then it
+    /// publishes or discards them, and begins a segment.
+    pub fn recover_confirmed(&self, confirmed: Txid) -> Result<Recovery, JournalError> {
+        self.recover_through(Some(confirmed))
+    }
+
+    fn recover_through(&self, limit: Option<Txid>) -> Result<Recovery, JournalError> {
         let _commit = self.commit.lock();
         let _checkpoint = self.checkpoint.lock();
         self.check_alive()?;
         if !self.needs_recovery() {
             return Ok(Recovery::default());
         }
-        let survey = self.survey()?;
+        let survey = self.survey(limit)?;
         self.replay(&survey)?;
         let left_behind = self.left_behind(survey.end, survey.next_tid)?;
         {
@@ -64,8 +78,13 @@ impl Journal {
                 state.published_chain = chain;
             }
         }
-        self.mark_clean()?;
+        if survey.unconfirmed.is_empty() {
+            self.mark_clean()?;
+        } else {
+            self.keep_unconfirmed(&survey)?;
+        }
         tracing::info!(
+            unconfirmed = survey.unconfirmed.len(),
             transactions = survey.recovery.transactions,
             blocks = survey.recovery.blocks_replayed,
             revoked = survey.recovery.revoked,
@@ -81,7 +100,7 @@ impl Journal {
         if !self.needs_recovery() {
             return Ok(Recovery::default());
         }
-        let survey = self.survey()?;
+        let survey = self.survey(None)?;
         let format = self.state.read().format;
         read_images(&self.log, &format, &survey.images, |_, _| Ok(()))?;
         let mut state = self.state.write();
@@ -105,7 +124,63 @@ impl Journal {
         Ok(survey.recovery)
     }
 
-    fn survey(&self) -> Result<Survey, JournalError> {
+    /// Indexes the transactions behind the limit as appended, and moves the tail to the first of them.
+    fn keep_unconfirmed(&self, survey: &Survey) -> Result<(), JournalError> {
+        let format = self.state.read().format;
+        let mut txns = Vec::with_capacity(survey.unconfirmed.len());
+        for scanned in &survey.unconfirmed {
+            let payload = scanned
+                .payload
+                .as_ref()
+                .expect("only transactions with a payload are kept back");
+            let mut images: Vec<(Logged, Image)> = Vec::with_capacity(scanned.images.len());
+            read_images(&self.log, &format, &scanned.images, |i, bytes| {
+                images.push((scanned.images[i], Image::from(&*bytes)));
+                Ok(())
+            })?;
+            let refs = ref_ranges(payload);
+            let txn = Txn {
+                txid: payload.txid,
+                tid: scanned.tid,
+                generation: payload.generation,
+                chain: payload.chain,
+                start: scanned.start,
+                end: scanned.end,
+                images: images.len() as u64,
+                blocks: scanned.images.iter().map(|i| i.block).collect(),
+                revoked: scanned.revoked.clone(),
+                outstanding: images.len(),
+                pending: Some(Pending {
+                    images,
+                    gone: gone(&payload.freed, &refs, &payload.zeroed),
+                }),
+                refs,
+            };
+            txns.push((txn, payload.zeroed.clone()));
+        }
+        let first = &survey.unconfirmed[0];
+        let tail = Tail {
+            pos: first.start,
+            tid: first.tid,
+        };
+        let block = self.log.block_at(tail.pos);
+        self.flush()?;
+        self.write_superblock(|sb| sb.set_tail(block, tail.tid))?;
+        self.flush()?;
+        let mut state = self.state.write();
+        let next_tid = state.next_tid;
+        state.tail = tail;
+        state.durable_tail = tail;
+        state.live = true;
+        state.recovered = true;
+        for (txn, zeroed) in txns {
+            state.push(txn, &zeroed);
+        }
+        state.next_tid = next_tid;
+        Ok(())
+    }
+
+    fn survey(&self, limit: Option<Txid>) -> Result<Survey, JournalError> {
         let (start, tid) = {
             let sb = self.superblock.lock();
             sb.refuse_replay()?;
@@ -126,6 +201,7 @@ impl Journal {
         let mut replay = Replay::default();
         let mut recovery = Recovery::default();
         let mut previous = self.base;
+        let mut unconfirmed = Vec::new();
         while let Found::Transaction(txn) = scanner.next()? {
             if let Some(bad) = txn.images.iter().find(|i| i.block.0 >= blocks) {
                 return Err(JournalError::corrupt(
@@ -139,6 +215,11 @@ impl Journal {
                 Some(payload) => payload.txid,
                 None => previous.nearest(txn.tid),
             };
+            let beyond = limit.is_some_and(|limit| txid > limit) && txn.payload.is_some();
+            if beyond || !unconfirmed.is_empty() {
+                unconfirmed.push(*txn);
+                continue;
+            }
             recovery.transactions += 1;
             recovery.last = Some(txid);
             recovery.chain = txn.payload.as_ref().map(|p| p.chain);
@@ -153,6 +234,7 @@ impl Journal {
             images,
             end: scanner.pos,
             next_tid: scanner.tid,
+            unconfirmed,
         })
     }
 

@@ -67,9 +67,12 @@ impl Journal {
         let txns = self.walk(&placed, tail, start, end_pos)?;
 
         let mut state = self.state.write();
-        if !state.txns.is_empty() || state.open {
+        if state.open || state.overlay.len() > 0 {
             return Err(refuse("the log is already in use"));
         }
+        // What `recover_confirmed` had indexed is among what was found now.
+        state.txns.clear();
+        state.refs = Default::default();
         let (last, chain) = match (txns.last(), end) {
             (Some(last), ResumeEnd::Clean(head)) => {
                 if last.0.txid != head.txid || last.0.chain != head.chain {
@@ -192,7 +195,7 @@ impl Journal {
         self.check_alive()?;
         {
             let state = self.state.read();
-            if state.live && !state.open {
+            if state.live && !state.open && !state.recovered {
                 return Err(Refused::NeedsRecovery.into());
             }
             if first <= state.last {

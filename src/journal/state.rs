@@ -105,6 +105,8 @@ pub(super) struct State {
     pub generation: Generation,
     /// `begin_segment` was called and `close` was not.
     pub open: bool,
+    /// What the last opening left was replayed, up to what is indexed as appended.
+    pub recovered: bool,
     /// The superblock on disk has s_start != 0.
     pub live: bool,
     pub head: Pos,
@@ -297,7 +299,9 @@ impl State {
         let dropped: Vec<Txn> = self.txns.drain(from..).collect();
         if let Some(first) = dropped.first() {
             self.head = first.start;
-            self.next_tid = first.tid;
+            if self.open {
+                self.next_tid = first.tid;
+            }
             self.last = self.published;
             self.chain = self.published_chain;
             self.refs.clear_owners();

@@ -237,6 +237,56 @@ fn a_crash_keeps_what_mirrors_lack_and_knows_what_it_overwrote() {
 }
 
 #[test]
+fn what_the_master_has_not_confirmed_stays_in_the_log_over_a_crash() {
+    for discard in [false, true] {
+        let (disk, journal) = fresh();
+        commit(&journal, 1, &[(10, 1), (11, 1)]);
+        let mut free = txn(3, &[(12, 3)]);
+        free.freed = vec![range(11, 1)];
+        journal.append(&[txn(2, &[(10, 2)]), free]).unwrap();
+        drop(journal);
+
+        let again = load(&disk, 0);
+        let recovery = again.recover_confirmed(Txid(1)).unwrap();
+        assert_eq!((recovery.transactions, recovery.last), (1, Some(Txid(1))));
+        assert_eq!(
+            (again.last_published(), again.last_committed()),
+            (Txid(1), Txid(3))
+        );
+        assert_eq!(read(&again, 10), image(1)[..]);
+        assert_eq!(home(&disk, 10), image(1)[..]);
+        checkpoint_all(&again);
+        assert_eq!(home(&disk, 10), image(1)[..]);
+        // A power cut now loses none of them.
+        let cut = Arc::new(disk.snapshot());
+        assert_eq!(load(&cut, 0).recover().unwrap().last, Some(Txid(3)));
+
+        let (last, value) = if discard {
+            assert_eq!(again.discard_unpublished().unwrap(), Txid(1));
+            (1, image(1))
+        } else {
+            again.publish(Txid(3));
+            (3, image(2))
+        };
+        assert_eq!(read(&again, 10), value[..]);
+        let cut = Arc::new(disk.snapshot());
+        assert_eq!(
+            load(&cut, 0).recover().unwrap().last,
+            (!discard).then_some(Txid(3))
+        );
+        again.begin_segment(GENERATION, Txid(last + 1)).unwrap();
+        assert_eq!(home(&disk, 10), value[..]);
+        commit(&again, last + 1, &[(13, 9)]);
+        let recovery = load(&disk, 0).recover().unwrap();
+        assert_eq!(
+            (recovery.transactions, recovery.last),
+            (1, Some(Txid(last + 1)))
+        );
+        assert_eq!(home(&disk, 10), value[..]);
+    }
+}
+
+#[test]
 fn a_long_life_with_crashes_and_a_slow_mirror_resumes_from_every_lap() {
     let disk = fresh_disk();
     let keeper = Arc::new(Keeper::default());
