@@ -229,10 +229,9 @@ pub fn lookup(dir: &impl DirFile, name: &[u8]) -> Result<Option<Found>, FsError>
     check_name(name)?;
     let layout = Layout::of(dir);
     // The first block holds these two in every kind of directory, so the index is not asked.
-    if layout.indexed && name != b"." && name != b".." && layout.blocks > 0 {
-        if let Some(tree) = htree::Tree::open(dir, &layout)? {
-            return tree.lookup(dir, &layout, name);
-        }
+    let by_index = layout.indexed && name != b"." && name != b".." && layout.blocks > 0;
+    if by_index && let Some(tree) = htree::Tree::open(dir, &layout)? {
+        return tree.lookup(dir, &layout, name);
     }
     scan(dir, &layout, name)
 }

@@ -162,11 +162,11 @@ impl Orphans {
         if self.contains(ino) {
             return Ok(());
         }
-        if store.sb().has_orphan_file() {
-            if let Some(place) = self.take_slot(store, ino)? {
-                self.places.insert(ino, place);
-                return Ok(());
-            }
+        if store.sb().has_orphan_file()
+            && let Some(place) = self.take_slot(store, ino)?
+        {
+            self.places.insert(ino, place);
+            return Ok(());
         }
         let older = self.newest;
         store.set_i_dtime(ino, older.map_or(0, |ino| ino.0))?;
