@@ -88,8 +88,6 @@ impl From<AllocError> for FsError {
 struct Group {
     /// As on disk.
     desc: GroupDesc,
-    /// No run of usable blocks is longer than this.
-    largest: u32,
     /// The block bitmap (inode bitmap) was checked.
     blocks_checked: bool,
     inodes_checked: bool,
@@ -103,6 +101,9 @@ pub struct Allocator {
     /// More blocks that no file can have: the journal's, the MMP block.
     protected: Vec<BlockRange>,
     groups: Vec<Group>,
+    /// Per group: no run of usable blocks is longer than this. Apart from `groups`, so that passing over thousands of full
+    /// groups reads little memory.
+    largest: Vec<u32>,
     quarantine: Quarantine,
     free_blocks: u64,
     free_inodes: u64,
@@ -123,7 +124,6 @@ impl Allocator {
         zones::descriptors(sb, &mut |block| meta.get(block), &mut |_, desc| {
             groups.push(Group {
                 desc,
-                largest: desc.bg_free_blocks_count(),
                 blocks_checked: false,
                 inodes_checked: false,
             });
@@ -140,6 +140,10 @@ impl Allocator {
             free_blocks: sum(GroupDesc::bg_free_blocks_count),
             free_inodes: sum(GroupDesc::bg_free_inodes_count),
             used_dirs: sum(GroupDesc::bg_used_dirs_count),
+            largest: groups
+                .iter()
+                .map(|g| g.desc.bg_free_blocks_count())
+                .collect(),
             reserved: sb.s_r_blocks_count(),
             first_ino: sb.first_ino(),
             groups,
@@ -156,6 +160,9 @@ impl Allocator {
         new.quarantine = std::mem::replace(&mut self.quarantine, Quarantine::new(0));
         new.protected = std::mem::take(&mut self.protected);
         *self = new;
+        for group in 0..self.groups.len() {
+            self.largest[group] = self.usable(group);
+        }
         Ok(())
     }
 
@@ -181,9 +188,9 @@ impl Allocator {
         self.reserved
     }
 
-    /// Free blocks that can not be used before they are released.
+    /// Free blocks that can not be used before they are released. Those promised to writes under way are not among them.
     pub fn quarantined_blocks(&self) -> u64 {
-        self.quarantine.total()
+        self.quarantine.total() - self.quarantine.of(reserve::RESERVED)
     }
 
     /// Free inodes.

@@ -1,6 +1,7 @@
 //! Blocks: allocating near a goal, freeing into quarantine, releasing.
 
 use super::bits::{self, Run, View};
+use super::reserve::RESERVED;
 use super::zones::corrupt_group;
 use super::{AllocError, Allocator, BitmapSum, MetaBlocks};
 use crate::ext4::group_desc::EXT4_BG_BLOCK_UNINIT;
@@ -55,31 +56,40 @@ impl Allocator {
         meta: &mut M,
         request: &BlockRequest,
     ) -> Result<BlockRange, AllocError> {
-        let min = request.min.max(1);
-        let keep = if request.privileged { 0 } else { self.reserved };
-        let allowed = self.free_blocks.saturating_sub(keep);
-        if allowed < u64::from(min) {
-            return Err(AllocError::NoSpace);
-        }
-        // What is in quarantine counts as free, so the reserve may lie there.
-        let usable = self.free_blocks.saturating_sub(self.quarantine.total());
-        let most = allowed.min(usable).min(request.max.max(min).into()) as u32;
-        let found = match most >= min {
-            true => self.search(meta, request.goal, min, most)?,
-            false => None,
-        };
-        let Some((group, run)) = found else {
-            return Err(match self.quarantine.total() {
-                0 => AllocError::NoSpace,
-                blocks => AllocError::Quarantined { blocks },
-            });
-        };
+        let (group, run) = self.choose(meta, request)?;
         self.take(meta, group, run)?;
         let first = self.geometry.group_first_block(GroupNo(group as u32)).0;
         Ok(BlockRange::new(
             BlockNo(first + u64::from(run.start)),
             u64::from(run.len),
         ))
+    }
+
+    /// The group and run that a request gets; nothing is changed.
+    pub(super) fn choose<M: MetaBlocks + ?Sized>(
+        &mut self,
+        meta: &M,
+        request: &BlockRequest,
+    ) -> Result<(usize, Run), AllocError> {
+        let min = request.min.max(1);
+        let keep = if request.privileged { 0 } else { self.reserved };
+        // Blocks promised to writes under way are free on disk, but no longer to be had.
+        let promised = self.quarantine.of(RESERVED);
+        let allowed = self.free_blocks.saturating_sub(keep + promised);
+        if allowed < u64::from(min) {
+            return Err(AllocError::NoSpace);
+        }
+        // What is in quarantine counts as free, so the superuser's reserve may lie there.
+        let usable = self.free_blocks.saturating_sub(self.quarantine.total());
+        let most = allowed.min(usable).min(request.max.max(min).into()) as u32;
+        let found = match most >= min {
+            true => self.search(meta, request.goal, min, most)?,
+            false => None,
+        };
+        found.ok_or_else(|| match self.quarantine.total() - promised {
+            0 => AllocError::NoSpace,
+            blocks => AllocError::Quarantined { blocks },
+        })
     }
 
     /// A run of `min..=want` usable blocks.
@@ -101,7 +111,7 @@ impl Allocator {
         for i in 0..count {
             let group = (first + i) % count;
             let least = best.map_or(min, |(_, run)| run.len + 1);
-            if self.groups[group].largest < least {
+            if self.largest[group] < least {
                 continue;
             }
             let goal_bit = (i == 0).then_some(goal_bit);
@@ -159,7 +169,7 @@ impl Allocator {
             }
         }
         // Every run was seen: the bound is exact now.
-        self.groups[group].largest = longest.map_or(0, |run| run.len);
+        self.largest[group] = longest.map_or(0, |run| run.len);
         Ok(longest.filter(|run| run.len >= least))
     }
 
@@ -240,9 +250,7 @@ impl Allocator {
 
     /// The longest run can not be longer than what is usable.
     pub(super) fn bound(&mut self, group: usize) {
-        let usable = self.usable(group);
-        let g = &mut self.groups[group];
-        g.largest = g.largest.min(usable);
+        self.largest[group] = self.largest[group].min(self.usable(group));
     }
 
     fn change_bits<M: MetaBlocks + ?Sized>(
@@ -337,7 +345,7 @@ impl Allocator {
             for piece in self.pieces(*range).unwrap_or_default() {
                 let run = piece.run();
                 self.quarantine.remove(piece.group, run.start, run.len);
-                self.groups[piece.group].largest = self.usable(piece.group);
+                self.largest[piece.group] = self.usable(piece.group);
             }
         }
         released

@@ -34,6 +34,12 @@ impl Quarantine {
         self.total
     }
 
+    /// Blocks that were added for `txid`.
+    pub(super) fn of(&self, txid: Txid) -> u64 {
+        let ranges = self.by_txid.get(&txid);
+        ranges.map_or(0, |ranges| ranges.iter().map(|r| r.len).sum())
+    }
+
     pub(super) fn in_group(&self, group: usize) -> u32 {
         self.groups[group].count
     }
@@ -69,7 +75,7 @@ impl Quarantine {
 
     /// Takes out what was freed in transactions up to `through`; `remove` must follow for each range.
     pub(super) fn take(&mut self, through: Txid) -> Vec<BlockRange> {
-        let later = self.by_txid.split_off(&through.next());
+        let later = self.by_txid.split_off(&Txid(through.0.saturating_add(1)));
         let released = std::mem::replace(&mut self.by_txid, later);
         released.into_values().flatten().collect()
     }

@@ -6,7 +6,7 @@ use super::{AllocError, Allocator, BlockRequest, MetaBlocks};
 use crate::units::{BlockNo, BlockRange, GroupNo, Txid};
 
 /// Reserved blocks wait under this id, which no release reaches.
-const RESERVED: Txid = Txid(u64::MAX);
+pub(super) const RESERVED: Txid = Txid(u64::MAX);
 
 impl Allocator {
     /// Chooses blocks as `alloc_blocks` does and keeps them from being chosen again; nothing is written.
@@ -15,16 +15,7 @@ impl Allocator {
         meta: &M,
         request: &BlockRequest,
     ) -> Result<BlockRange, AllocError> {
-        let min = request.min.max(1);
-        let usable = self.free_blocks.saturating_sub(self.quarantine.total());
-        let most = usable.min(request.max.max(min).into()) as u32;
-        let found = match most >= min {
-            true => self.search(meta, request.goal, min, most)?,
-            false => None,
-        };
-        let Some((group, run)) = found else {
-            return Err(AllocError::NoSpace);
-        };
+        let (group, run) = self.choose(meta, request)?;
         let first = self.geometry.group_first_block(GroupNo(group as u32)).0;
         let start = BlockNo(first + u64::from(run.start));
         let range = BlockRange::new(start, u64::from(run.len));
@@ -66,7 +57,7 @@ impl Allocator {
         for piece in self.pieces(range).unwrap_or_default() {
             let run = piece.run();
             self.quarantine.remove(piece.group, run.start, run.len);
-            self.groups[piece.group].largest = self.usable(piece.group);
+            self.largest[piece.group] = self.usable(piece.group);
         }
     }
 }

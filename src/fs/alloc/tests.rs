@@ -281,6 +281,33 @@ fn a_volume_that_is_full_only_for_the_quarantine_says_so() {
 }
 
 #[test]
+fn a_promise_to_a_write_counts_against_what_others_get() {
+    let mut fs = small();
+    let reserved = fs.allocator.reserved_blocks();
+    let first = fs
+        .allocator
+        .reserve(&fs.meta, &request(9000, 1, 10, false))
+        .unwrap();
+    assert_eq!(fs.allocator.quarantined_blocks(), 0);
+    let meta = &mut fs.meta;
+    while fs
+        .allocator
+        .alloc_blocks(meta, &request(0, 1, 5000, false))
+        .is_ok()
+    {}
+    assert_eq!(fs.allocator.free_blocks(), reserved + first.len);
+    let refused = fs.allocator.reserve(meta, &request(0, 1, 1, false));
+    assert!(matches!(refused, Err(AllocError::NoSpace)), "{refused:?}");
+    fs.allocator.release(Txid(u64::MAX));
+    fs.allocator.take_reserved(meta, first).unwrap();
+    assert_eq!(fs.allocator.free_blocks(), reserved);
+    fs.free(first).unwrap();
+    let meta = &mut fs.meta;
+    let refused = fs.allocator.reserve(meta, &request(0, 1, 1, false));
+    assert!(refused.is_ok(), "the superuser's blocks are elsewhere");
+}
+
+#[test]
 fn the_last_blocks_are_the_superusers() {
     let mut fs = small();
     let reserved = fs.allocator.reserved_blocks();
