@@ -63,7 +63,8 @@ pub use close::CloseReport;
 pub use commit::Step;
 pub use error::FsError;
 pub use open::{
-    FsOptions, FsRole, How, Opened, journal_map, open_volume, read_superblock, set_recover,
+    FsOptions, FsRole, How, Opened, block_size_of, journal_map, open_volume, read_superblock,
+    set_recover,
 };
 
 use crate::io::{Clock, Random};

@@ -22,7 +22,7 @@ use crate::fs::meta::{Meta, superblock_place};
 use crate::fs::orphan::Orphans;
 use crate::fs::running::Running;
 use crate::fs::{Fs, FsError, indirect};
-use crate::io::{Clock, Random};
+use crate::io::{Clock, Disk, Random};
 use crate::journal::{Image, Journal, LogMap, Recovery};
 use crate::units::{BlockNo, BlockRange, FileBlock, Ino, Txid};
 use crate::volume::Volume;
@@ -72,6 +72,18 @@ pub struct FsOptions {
     pub cache_bytes: usize,
     /// The longest that a change waits before `commit_step` commits it.
     pub commit_interval: Duration,
+}
+
+/// The block size of the ext4 on (or beginning on) a disk, in bytes.
+pub fn block_size_of(disk: &dyn Disk) -> Result<u32, FsError> {
+    let mut bytes = [0; SUPERBLOCK_SIZE];
+    disk.read_at(&mut bytes, SUPERBLOCK_OFFSET)
+        .map_err(|source| FsError::Io {
+            context: format!("reading the superblock of {}", disk.name()),
+            source,
+        })?;
+    let sb = Superblock::decode(&bytes).map_err(|e| corrupt_superblock(e.to_string()))?;
+    Ok(sb.block_size())
 }
 
 /// The superblock as it is at home.

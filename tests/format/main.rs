@@ -5,6 +5,7 @@
 mod testkit;
 
 mod engine;
+mod model;
 
 mod kernel_filled;
 mod written;
