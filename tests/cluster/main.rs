@@ -1,0 +1,28 @@
+//! Two nodes, for real: daemons as child processes, a real link, real mounts, copies that e2fsck and the kernel judge.
+//!
+//! Sized to run in minutes; `LOCKSTEP_FULL=1` gives volumes, trees and rounds their full sizes. What a test needs and does
+//! not find, it says, and is skipped (a failure with `LOCKSTEP_NO_SKIP=1`).
+
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+#[path = "../testkit/mod.rs"]
+mod testkit;
+
+mod cluster;
+mod copies;
+mod daemon;
+mod sizes;
+mod writer;
+
+mod adopted;
+mod commands;
+mod crack;
+mod crowd;
+mod cut;
+mod first_copy;
+mod killed;
+mod mounts;
+mod recipe;
+mod severe;
+mod stopped;
+mod visible;
