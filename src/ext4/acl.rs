@@ -133,7 +133,10 @@ impl Acl {
     /// From the value that a program passes; `None` for a list without lines, which means removal.
     pub fn from_user(value: &[u8]) -> Result<Option<Acl>, Refused> {
         let invalid = Refused::Invalid { what: WHAT };
-        if value.len() < 4 || (value.len() - 4) % 8 != 0 || get::<u32>(value, 0) != VERSION_USER {
+        if value.len() < 4
+            || !(value.len() - 4).is_multiple_of(8)
+            || get::<u32>(value, 0) != VERSION_USER
+        {
             return Err(invalid);
         }
         if value.len() == 4 {

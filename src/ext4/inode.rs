@@ -162,7 +162,7 @@ impl Inode {
             raw: bytes[..size].into(),
         };
         let isize = inode.i_extra_isize();
-        if usize::from(isize) > size - GOOD_OLD_INODE_SIZE || isize % 4 != 0 {
+        if usize::from(isize) > size - GOOD_OLD_INODE_SIZE || !isize.is_multiple_of(4) {
             let expected = format!("a multiple of 4, at most {}", size - GOOD_OLD_INODE_SIZE);
             return Err(Corrupt::field(
                 WHAT,

@@ -19,6 +19,8 @@ pub const EXT4_ORPHAN_BLOCK_MAGIC: u32 = 0x0b10_ca04;
 /// Bytes of the tail.
 pub const ORPHAN_TAIL_SIZE: usize = 8;
 
+const _: () = assert!(ORPHAN_TAIL_SIZE == 4 + 4);
+
 /// Entries of a block.
 pub fn slots(block_size: usize) -> usize {
     block_size.saturating_sub(ORPHAN_TAIL_SIZE) / 4

@@ -20,7 +20,11 @@ pub struct Variant {
     pub extents: bool,
 }
 
-const fn variant(name: &'static str, size_kib: u32, options: &'static [&'static str]) -> Variant {
+pub const fn variant(
+    name: &'static str,
+    size_kib: u32,
+    options: &'static [&'static str],
+) -> Variant {
     Variant {
         name,
         size_kib,

@@ -38,6 +38,19 @@ pub fn inode_bytes(image: &Image, sb: &Superblock, ino: Ino) -> (u64, Vec<u8>) {
     (at, image.read(at, sb.inode_size().into()))
 }
 
+/// The first block of attributes that an inode in use has.
+pub fn attribute_block(image: &Image, sb: &Superblock) -> Option<BlockNo> {
+    let geometry = sb.geometry();
+    geometry.groups().find_map(|group| {
+        let (_, inodes, _) = bitmaps(image, sb, group);
+        let used =
+            bitmap::used_runs(&inodes, 0, sb.s_inodes_per_group()).flat_map(|(s, l)| s..s + l);
+        used.map(|bit| geometry.ino(group, bit))
+            .filter(|ino| ino.0 >= sb.first_ino())
+            .find_map(|ino| inode(image, sb, ino).i_file_acl(sb))
+    })
+}
+
 /// Both bitmaps of a group: verified, or synthesised.
 pub fn bitmaps(image: &Image, sb: &Superblock, group: GroupNo) -> (Vec<u8>, Vec<u8>, u32) {
     let name = image.variant.name;
