@@ -55,7 +55,7 @@ fn what_the_kernel_writes() {
         };
         let walked = walk::check_everything(&image);
         image.check_against_dumpe2fs();
-        fill::compare(&image, &facts, &variant);
+        fill::compare(&image, &facts, variant);
         if variant.indexed {
             assert!(walked.index_blocks > 1, "{}: {walked:?}", variant.name);
         }
