@@ -68,7 +68,7 @@ fn free_blocks(disk: &SimDisk, size: usize, map: &LogMap) -> Vec<u64> {
 fn image_of(size: usize, value: u64) -> crate::journal::Image {
     let mut bytes = vec![value as u8; size];
     bytes[8..16].copy_from_slice(&value.to_be_bytes());
-    if value % 5 == 0 {
+    if value.is_multiple_of(5) {
         bytes[..4].copy_from_slice(&0xc03b_3998_u32.to_be_bytes());
     }
     bytes.into()
@@ -97,7 +97,7 @@ fn e2fsck_replays_our_log_as_we_do() {
             .unwrap();
         let homes = free_blocks(&disk, size, &map);
         let random = crate::io::sim::SimRandom::new(size as u64);
-        let pick = |n: usize| homes[random.below(homes.len() as u64) as usize + n - n];
+        let pick = || homes[random.below(homes.len() as u64) as usize];
         for t in sequence..sequence + 120 {
             let mut txn = Transaction {
                 txid: Txid(t),
@@ -105,7 +105,7 @@ fn e2fsck_replays_our_log_as_we_do() {
             };
             for i in 0..random.below(20) {
                 txn.images
-                    .insert(BlockNo(pick(0)), image_of(size, t * 50 + i));
+                    .insert(BlockNo(pick()), image_of(size, t * 50 + i));
             }
             // More than one descriptor's worth.
             if t % 40 == 3 {
@@ -114,7 +114,7 @@ fn e2fsck_replays_our_log_as_we_do() {
                 }
             }
             for _ in 0..random.below(6) {
-                let block = BlockNo(pick(0));
+                let block = BlockNo(pick());
                 if !txn.images.contains_key(&block) {
                     txn.freed.push(BlockRange::new(block, 1));
                 }
