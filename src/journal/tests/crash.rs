@@ -187,6 +187,43 @@ fn a_wrapped_log_is_as_safe() {
 }
 
 #[test]
+fn space_is_not_reused_before_the_tail_is_durable() {
+    let (recording, disk) = recorded(fresh_disk());
+    let journal = load_on(volume_of(disk), 0);
+    journal.begin_segment(GENERATION, Txid(1)).unwrap();
+    let mut workload = Workload::new(3);
+    let mut full_at = Vec::new();
+    while full_at.len() < 6 {
+        let mut txn = workload.make(&journal);
+        if journal.stats().used_blocks > 1000 {
+            // One step: the tail that it writes to the superblock is not flushed yet, and what is behind it is not home.
+            journal.checkpoint(120).unwrap();
+            // More than is free without it.
+            for block in 0..60 {
+                let value = txn.txid.0 * 100 + block;
+                txn.images.insert(BlockNo(block), image(value));
+                workload.now.insert(block, value);
+            }
+            workload.states.insert(txn.txid.0, workload.now.clone());
+            full_at.push(recording.len());
+        }
+        journal.commit(&mut txn).unwrap();
+        recording.mark(txn.txid.0);
+    }
+    drop(journal);
+    let random = SimRandom::new(8);
+    for at in full_at {
+        for n in at - 4..(at + 30).min(recording.len()) {
+            let acked = recording.marks_before(n).last().copied().unwrap_or(0);
+            for _ in 0..6 {
+                let cut = recording.image_at(n, Survivors::Random(&random)).remove(0);
+                check(&cut, &workload, acked, 0, &format!("full at {at}, cut {n}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_second_crash_after_a_first_is_as_safe() {
     let random = SimRandom::new(5);
     for seed in 0..30 {
