@@ -2,6 +2,7 @@
 //! can ask for. Never reads the machine's clock or random numbers: the same seed gives the same run.
 
 mod disk;
+mod pages;
 mod recording;
 
 pub use disk::{Fault, SECTOR, SimDisk, Survivors};

@@ -4,7 +4,8 @@
 //! open: the caller has closed it. Programs are called by an absolute path where PATH lacks sbin.
 
 use super::refusal::{Code, Refusal};
-use crate::volume::mkfs::{MAX_BUFFER_BLOCKS, MIN_BUFFER_BLOCKS, tool};
+use crate::volume::mkfs::tools::tool;
+use crate::volume::mkfs::{MAX_BUFFER_BLOCKS, MIN_BUFFER_BLOCKS};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;

@@ -44,7 +44,8 @@ pub enum Command {
     CloseLink,
     /// Seeks contact with growing waits (at most 0.5 s at first), until there is some. Ends in `Contact`.
     ReconnectLater,
-    /// Remembers the step as [`crate::Facts::retry`] and waits, longer each time. Ends in `RetryDue`.
+    /// Remembers the step as [`crate::Facts::retry`] and waits, longer each time the same step fails. Ends in
+    /// `RetryDue`.
     RetryLater(Step),
     /// Both sides have agreed: the waits of `ReconnectLater` and `RetryLater(INIT)` are short again. (Not at mere
     /// contact: a node that accepts and hangs up is not to be hammered.)

@@ -49,7 +49,8 @@ pub enum Event {
     PartsReady,
     /// Both histories have been compared.
     Decided(Decided),
-    /// The cursor of the copy came to its end.
+    /// The cursor of the copy came to its end, and the mirror has acknowledged all that it passed: bits that are still
+    /// set were set behind it.
     CopyFinished,
     /// The mirror acknowledged a position at or past the one from which its copy is consistent.
     CaughtUp,
@@ -198,7 +199,9 @@ impl EventKind {
             EventKind::DecidedOutOfSync => "histories compared: the copy has to be repaired",
             EventKind::DecidedInSync => "histories compared: the log holds all that is lacking",
             EventKind::DecidedError => "histories compared: unrelated or diverged",
-            EventKind::CopyFinished => "the cursor of the copy came to its end",
+            EventKind::CopyFinished => {
+                "the copy came to its end, and the mirror acknowledged all of it"
+            }
             EventKind::CaughtUp => "the mirror applied what makes its copy consistent",
             EventKind::Cracked => "the log gave up what the mirror lacks; its dirty map records it",
             EventKind::LinkLost => "contact is lost, or none could be made",

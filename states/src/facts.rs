@@ -20,7 +20,7 @@ pub struct Facts {
     pub cracked: bool,
     /// A dirty bit is recorded for the mirror, on either side. Persistent, as the map.
     pub dirty: bool,
-    /// A pass of the copy is under way: its cursor has not come to its end.
+    /// A pass of the copy is under way: its cursor has not come to its end, or not all that it passed is acknowledged.
     pub copying: bool,
     /// The last transaction that the mirror acknowledged as durable, a txid.
     pub acknowledged: u64,

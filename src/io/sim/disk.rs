@@ -18,16 +18,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::SimRandom;
+use super::pages::{self, PAGE, Pages};
 use crate::io::{Disk, check_range};
 
 /// What a disk writes wholly or not at all, in bytes.
 pub const SECTOR: u64 = 512;
-
-/// Bytes of a page, the unit in which contents are kept in memory.
-const PAGE: u64 = 4096;
-
-type Page = [u8; PAGE as usize];
-type Pages = BTreeMap<u64, Arc<Page>>;
 
 /// Which of the unflushed writes are there after a power cut.
 #[derive(Clone, Copy, Debug)]
@@ -368,7 +363,7 @@ impl Disk for SimDisk {
                 "simulated: sector {sector} is unreadable"
             )));
         }
-        read_pages(&state.live, buf, offset);
+        pages::read(&state.live, buf, offset);
         Ok(())
     }
 
@@ -378,7 +373,7 @@ impl Disk for SimDisk {
         state.alive()?;
         state.spend_write()?;
         state.take_room(offset, data.len() as u64)?;
-        write_pages(&mut state.live, data, offset);
+        pages::write(&mut state.live, data, offset);
         state.refresh(offset, data.len() as u64);
         state.pending.push(Pending::Write {
             offset,
@@ -427,7 +422,7 @@ impl Disk for SimDisk {
         state.alive()?;
         state.spend_write()?;
         let before = state.live.len();
-        zero_pages(&mut state.live, offset, len);
+        pages::zero(&mut state.live, offset, len);
         let given_back = (before - state.live.len()) as u64;
         state.pages_left = state.pages_left.map(|n| n + given_back);
         state.unreserve(
@@ -487,9 +482,9 @@ impl Pending {
         match self {
             Pending::Write { offset: o, data } => {
                 let from = (offset - o) as usize;
-                write_pages(pages, &data[from..from + len as usize], offset);
+                pages::write(pages, &data[from..from + len as usize], offset);
             }
-            Pending::Zero { .. } => zero_pages(pages, offset, len),
+            Pending::Zero { .. } => pages::zero(pages, offset, len),
         }
     }
 
@@ -545,97 +540,5 @@ fn survive(pages: &mut Pages, event: &Pending, random: &SimRandom, kept_percent:
                 event.apply_part(pages, offset, len);
             }
         }
-    }
-}
-
-fn read_pages(pages: &Pages, buf: &mut [u8], offset: u64) {
-    for (at, page, within, n) in pieces(offset, buf.len() as u64) {
-        let target = &mut buf[at..at + n];
-        match pages.get(&page) {
-            Some(bytes) => target.copy_from_slice(&bytes[within..within + n]),
-            None => target.fill(0),
-        }
-    }
-}
-
-pub(super) fn write_pages(pages: &mut Pages, data: &[u8], offset: u64) {
-    for (at, page, within, n) in pieces(offset, data.len() as u64) {
-        let bytes = pages
-            .entry(page)
-            .or_insert_with(|| Arc::new([0; PAGE as usize]));
-        Arc::make_mut(bytes)[within..within + n].copy_from_slice(&data[at..at + n]);
-    }
-}
-
-fn zero_pages(pages: &mut Pages, offset: u64, len: u64) {
-    let (first_whole, end_whole) = (offset.div_ceil(PAGE), (offset + len) / PAGE);
-    if first_whole < end_whole {
-        let gone: Vec<u64> = pages
-            .range(first_whole..end_whole)
-            .map(|(n, _)| *n)
-            .collect();
-        for n in gone {
-            pages.remove(&n);
-        }
-    }
-    // The pages at the two ends that are covered in part only.
-    let end = offset + len;
-    let mut ends = [offset / PAGE, end / PAGE];
-    if ends[0] == ends[1] {
-        ends[1] = u64::MAX;
-    }
-    for n in ends {
-        let Some(bytes) = pages.get_mut(&n) else {
-            continue;
-        };
-        let from = offset.max(n * PAGE) - n * PAGE;
-        let to = end.min((n + 1) * PAGE) - n * PAGE;
-        if from < to {
-            Arc::make_mut(bytes)[from as usize..to as usize].fill(0);
-        }
-    }
-}
-
-/// The pages that a range of bytes touches: (offset in the range, page, offset in the page, bytes).
-fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (usize, u64, usize, usize)> {
-    let end = offset + len;
-    let mut at = offset;
-    std::iter::from_fn(move || {
-        if at >= end {
-            return None;
-        }
-        let page = at / PAGE;
-        let n = ((page + 1) * PAGE).min(end) - at;
-        let piece = (
-            (at - offset) as usize,
-            page,
-            (at % PAGE) as usize,
-            n as usize,
-        );
-        at += n;
-        Some(piece)
-    })
-}
-
-impl SimDisk {
-    /// Copies the pages that hold something of any disk.
-    pub(super) fn pages_of(disk: &dyn Disk) -> io::Result<Pages> {
-        /// Bytes looked at for a hole at once.
-        const STRIDE: u64 = 1 << 20;
-        let (mut pages, mut at) = (Pages::new(), 0);
-        while at < disk.len() {
-            let stride = STRIDE.min(disk.len() - at);
-            if !disk.is_hole(at, stride) {
-                let mut buf = vec![0; stride as usize];
-                disk.read_at(&mut buf, at)?;
-                for (n, chunk) in buf.chunks(PAGE as usize).enumerate() {
-                    if chunk.iter().any(|b| *b != 0) {
-                        write_pages(&mut pages, chunk, at + n as u64 * PAGE);
-                    }
-                }
-            }
-            at += stride;
-        }
-        Ok(pages)
     }
 }

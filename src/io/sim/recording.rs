@@ -10,6 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::disk::{SimDisk, Survivors};
+use super::pages;
 use crate::io::Disk;
 
 /// One thing that reached a disk. `disk` counts the wrapped disks from 0.
@@ -64,7 +65,7 @@ impl Recording {
 
     /// Records from now on what goes to `inner`, whose present contents are taken for durable.
     pub fn wrap(&self, inner: Arc<dyn Disk>) -> io::Result<Arc<RecordingDisk>> {
-        let pages = SimDisk::pages_of(&*inner)?;
+        let pages = pages::of(&*inner)?;
         let mut log = self.log.lock();
         let disk = log.bases.len();
         log.bases

@@ -1,7 +1,11 @@
+use super::tools::*;
 use super::*;
 use crate::io::Disk;
 use crate::io::file::{FileDisk, OpenMode};
 use crate::io::sim::{SimDisk, Survivors};
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::sync::Arc;
 
 #[test]
@@ -107,7 +111,9 @@ fn checked(volume: &Volume) -> String {
     run("e2fsck", e2fsck).unwrap();
     let mut dumpe2fs = tool("dumpe2fs").unwrap();
     dumpe2fs.arg("-h").arg(&path);
-    run("dumpe2fs", dumpe2fs).unwrap()
+    let mut debugfs = tool("debugfs").unwrap();
+    debugfs.args(["-R", "stat <2>"]).arg(&path);
+    run("dumpe2fs", dumpe2fs).unwrap() + &run("debugfs", debugfs).unwrap()
 }
 
 fn value<'a>(dump: &'a str, key: &str) -> &'a str {
@@ -139,6 +145,9 @@ fn a_file_system_spans_the_parts() {
         assert_eq!(value(&dump, "Block size"), block_size.to_string());
         assert_eq!(value(&dump, "Filesystem volume name"), "0123456789abcdef");
         assert_eq!(value(&dump, "Filesystem UUID"), uuid_text(0xdead_beef));
+        let root = dump.lines().find(|l| l.starts_with("User:")).unwrap();
+        let owner: Vec<&str> = root.split_whitespace().take(4).collect();
+        assert_eq!(owner, ["User:", "1234", "Group:", "5678"]);
         // A power cut after mkfs takes nothing away.
         for sim in &sims {
             let cut = sim.after_crash(Survivors::None);

@@ -2,7 +2,7 @@
 
 use crate::{EVENTS, every_facts, for_everything};
 use states::table::{TABLE, Then, cell};
-use states::{Cause, Command, Event, EventKind, Facts, Next, State, Step, step};
+use states::{Cause, Command, Event, EventKind, Facts, Next, Refusal, State, Step, step};
 
 #[test]
 fn every_kind_of_event_is_among_those_tested() {
@@ -273,4 +273,106 @@ fn the_first_severe_cause_stands() {
             );
         }
     }
+}
+
+#[test]
+fn bits_left_at_the_end_of_a_copy_make_one_more_pass_and_never_two_at_once() {
+    for_everything(|state, facts, event| {
+        let reports = [Event::CopyFinished, Event::CaughtUp, Event::Cracked];
+        if !state.is_copying() || !facts.linked || !reports.contains(&event) {
+            return;
+        }
+        let bits = facts.dirty || facts.cracked || event == Event::Cracked;
+        let transition = step(state, facts, event).unwrap();
+        let begins = transition.commands.contains(&Command::BeginPass);
+        assert_eq!(begins, bits && !facts.copying, "{transition} {facts:?}");
+    });
+}
+
+#[test]
+fn a_severe_failure_stops_every_state() {
+    for_everything(|state, facts, event| {
+        let stops = match event {
+            Event::SevereFailure(_) => true,
+            // Not in an earlier life, and not while nobody wants anything of the mirror.
+            Event::MirrorFailed(_) => !matches!(state, State::New | State::Idle),
+            Event::NoRoom => {
+                state == State::New || state == State::Reset && facts.retry == Step::New
+            }
+            _ => return,
+        };
+        let expected = match state {
+            State::Error => Next::Stay,
+            _ if stops => Next::Enter(State::Error),
+            _ => Next::Stay,
+        };
+        assert_eq!(
+            step(state, facts, event).unwrap().next,
+            expected,
+            "{state} {event:?}"
+        );
+    });
+}
+
+#[test]
+fn a_minor_failure_is_tried_again_at_its_step_or_over_a_new_link() {
+    for &state in State::ALL {
+        let event = Event::MinorFailure(states::MinorCause::BadFrame);
+        let transition = step(state, &Facts::default(), event).unwrap();
+        let expected = match state {
+            State::New | State::Init | State::MakeParts | State::Ready => Next::Enter(State::Reset),
+            State::Replicate | State::InSync | State::OutOfSync => Next::Enter(State::LinkDown),
+            _ => Next::Stay,
+        };
+        assert_eq!(transition.next, expected, "{transition}");
+        assert_eq!(transition.minor_cause, event.minor_cause());
+    }
+}
+
+#[test]
+fn requests_are_refused_only_where_they_would_say_nothing_or_hide_something() {
+    for_everything(|state, facts, event| {
+        let expected = match (event, state) {
+            (Event::Pause, State::Idle) => Some(Refusal::AlreadyPaused),
+            (Event::Pause, State::Error) => Some(Refusal::PauseInError),
+            (Event::Continue, State::Idle) => None,
+            (Event::Continue, State::Error) => Some(Refusal::ContinueInError),
+            (Event::Continue, _) => Some(Refusal::NotPaused),
+            (Event::Restart, State::New) => Some(Refusal::AlreadyNew),
+            (Event::Restart, State::Idle) => Some(Refusal::RestartWhilePaused),
+            _ => None,
+        };
+        let result = step(state, facts, event);
+        assert_eq!(result.err(), expected, "{state} {event:?}");
+        if let (Event::Restart, Ok(transition)) = (event, result) {
+            assert_eq!(transition.next, Next::Enter(State::New));
+            let forgets = transition.commands.contains(&Command::ForgetError)
+                && transition.commands.contains(&Command::ForgetPause);
+            assert_eq!(forgets, state == State::Error, "{transition}");
+        }
+        if let (Event::Continue, Ok(transition)) = (event, result) {
+            assert!(
+                transition.commands.contains(&Command::ForgetPause),
+                "{transition}"
+            );
+        }
+    });
+}
+
+#[test]
+fn contact_that_nobody_wants_is_hung_up() {
+    for_everything(|state, facts, event| {
+        if event != Event::Contact {
+            return;
+        }
+        let transition = step(state, facts, event).unwrap();
+        let unwanted = matches!(state, State::New | State::Idle | State::Error);
+        let hangs_up = transition.commands.contains(&Command::CloseLink);
+        assert_eq!(hangs_up, unwanted, "{transition}");
+        assert_eq!(
+            transition.next == Next::Stay,
+            state != State::LinkDown,
+            "{transition}"
+        );
+    });
 }

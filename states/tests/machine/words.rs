@@ -102,3 +102,30 @@ fn causes_and_refusals_are_told_apart_by_code_and_by_sentence() {
     let sentences = texts.iter().filter(|text| text.contains(' '));
     assert!(sentences.into_iter().all(|text| text.ends_with('.')));
 }
+
+#[test]
+fn a_transition_is_traced_in_one_line() {
+    let facts = states::Facts::default();
+    let event = states::Event::MirrorFailed(Cause::MirrorDiskFull);
+    let line = states::step(State::InSync, &facts, event)
+        .unwrap()
+        .to_string();
+    let why = "the mirror can not go on until somebody mends it";
+    assert_eq!(
+        line,
+        format!("INSYNC mirror-failed -> ERROR: {why} (mirror-disk-full)")
+    );
+    let event = states::Event::MinorFailure(MinorCause::TimedOut);
+    let line = states::step(State::Init, &facts, event)
+        .unwrap()
+        .to_string();
+    let why = "connecting may well succeed next time";
+    assert_eq!(
+        line,
+        format!("INIT minor-failure -> RESET: {why} (timed-out)")
+    );
+    let line = states::step(State::Idle, &facts, states::Event::Delete)
+        .unwrap()
+        .to_string();
+    assert!(line.starts_with("IDLE delete -> gone: "), "{line}");
+}
