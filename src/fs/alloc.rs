@@ -105,6 +105,8 @@ pub struct Allocator {
     /// groups reads little memory.
     largest: Vec<u32>,
     quarantine: Quarantine,
+    /// Of those in quarantine, the ones that a write has taken and no transaction knows of.
+    spoken_for: u64,
     free_blocks: u64,
     free_inodes: u64,
     used_dirs: u64,
@@ -137,6 +139,7 @@ impl Allocator {
             zones,
             protected: mmp.into_iter().collect(),
             quarantine: Quarantine::new(groups.len()),
+            spoken_for: 0,
             free_blocks: sum(GroupDesc::bg_free_blocks_count),
             free_inodes: sum(GroupDesc::bg_free_inodes_count),
             used_dirs: sum(GroupDesc::bg_used_dirs_count),
@@ -159,6 +162,7 @@ impl Allocator {
         let mut new = Allocator::load(meta)?;
         new.quarantine = std::mem::replace(&mut self.quarantine, Quarantine::new(0));
         new.protected = std::mem::take(&mut self.protected);
+        new.spoken_for = self.spoken_for;
         *self = new;
         for group in 0..self.groups.len() {
             self.largest[group] = self.usable(group);
@@ -191,6 +195,11 @@ impl Allocator {
     /// Free blocks that can not be used before they are released. Those promised to writes under way are not among them.
     pub fn quarantined_blocks(&self) -> u64 {
         self.quarantine.total() - self.quarantine.of(reserve::RESERVED)
+    }
+
+    /// Of those, the ones that a release will give back.
+    pub fn waiting_blocks(&self) -> u64 {
+        self.quarantine.total() - self.spoken_for
     }
 
     /// Free inodes.

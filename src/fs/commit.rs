@@ -176,7 +176,7 @@ impl Fs {
         let waits = {
             let meta = self.meta.read();
             let alloc = meta.alloc.as_ref();
-            alloc.is_some_and(|alloc| alloc.quarantined_blocks() > 0)
+            alloc.is_some_and(|alloc| alloc.waiting_blocks() > 0)
         };
         if waits {
             self.meta.write().release(released);

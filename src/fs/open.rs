@@ -9,7 +9,9 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tracing::{info, warn};
 
+use crate::ext4::checksum::crc32c_raw;
 use crate::ext4::features::{self, Access, incompat};
+use crate::ext4::inode::reserved;
 use crate::ext4::superblock::{EXT4_ERROR_FS, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
 use crate::ext4::{GroupDesc, Inode, Superblock};
 use crate::fs::alloc::{Allocator, MetaBlocks};
@@ -90,7 +92,12 @@ pub fn block_size_of(disk: &dyn Disk) -> Result<u32, FsError> {
 pub fn read_superblock(volume: &Volume) -> Result<Superblock, FsError> {
     let mut bytes = [0; SUPERBLOCK_SIZE];
     volume.read_bytes(SUPERBLOCK_OFFSET, &mut bytes)?;
-    let sb = Superblock::decode(&bytes).map_err(|e| corrupt_superblock(e.to_string()))?;
+    let sb = match Superblock::decode(&bytes) {
+        Ok(sb) => sb,
+        Err(e) => {
+            torn_superblock(volume, bytes).ok_or_else(|| corrupt_superblock(e.to_string()))?
+        }
+    };
     if sb.block_size() != volume.block_size() {
         return Err(corrupt_superblock(format!(
             "its blocks have {} bytes, the volume was opened with {}",
@@ -106,6 +113,40 @@ pub fn read_superblock(volume: &Volume) -> Result<Superblock, FsError> {
         )));
     }
     Ok(sb)
+}
+
+/// The superblock is two sectors, with the checksum in the second: a power cut while it was written may leave one old and one
+/// new. Such a one is taken if all that it leads to (every group descriptor, the top directory's and the journal's inode)
+/// verifies with the identity and geometry that it states; the log, or the next writing of it, mends the rest.
+fn torn_superblock(volume: &Volume, mut bytes: [u8; SUPERBLOCK_SIZE]) -> Option<Superblock> {
+    let at = SUPERBLOCK_SIZE - 4;
+    let sum = crc32c_raw(!0, &bytes[..at]);
+    bytes[at..].copy_from_slice(&sum.to_le_bytes());
+    let sb = Superblock::decode(&bytes).ok()?;
+    if !sb.has_metadata_csum()
+        || sb.block_size() != volume.block_size()
+        || sb.s_blocks_count() > volume.blocks_count()
+    {
+        return None;
+    }
+    let home = Home { volume, sb: &sb };
+    let geometry = sb.geometry();
+    let desc = |group| {
+        let (block, offset) = geometry.desc_location(group);
+        let image = home.get(block).ok()?;
+        GroupDesc::decode(&sb, group, &image[offset..]).ok()
+    };
+    for group in geometry.groups() {
+        desc(group)?;
+    }
+    for ino in [reserved::ROOT, Ino(sb.s_journal_inum())] {
+        let (group, index) = geometry.inode_location(ino)?;
+        let (block, offset) = geometry.inode_place(desc(group)?.bg_inode_table(), index);
+        let image = home.get(block).ok()?;
+        Inode::decode(&sb, ino, &image[offset..]).ok()?;
+    }
+    warn!("the superblock was torn by a power cut: what it leads to verifies, so it is used");
+    Some(sb)
 }
 
 fn corrupt_superblock(detail: String) -> FsError {
@@ -271,7 +312,7 @@ pub(crate) fn committed_superblock(
     let (block, offset) = superblock_place(volume.block_size() as usize);
     let mut bytes = vec![0; volume.block_size() as usize];
     journal.read(block, &mut bytes)?;
-    Superblock::decode(&bytes[offset..]).map_err(|e| corrupt_superblock(e.to_string()))
+    Superblock::decode(&bytes[offset..]).or_else(|_| read_superblock(volume))
 }
 
 impl Fs {

@@ -123,7 +123,7 @@ impl Fs {
     /// Tries to make freed blocks allocatable: commits what freed them, then asks whoever keeps them for mirrors. Whether
     /// there are more than before.
     fn reclaim(&self) -> Result<bool, FsError> {
-        let waiting = |meta: &Meta| meta.alloc.as_ref().map_or(0, Allocator::quarantined_blocks);
+        let waiting = |meta: &Meta| meta.alloc.as_ref().map_or(0, Allocator::waiting_blocks);
         let (before, running) = {
             let meta = self.meta.read();
             (waiting(&meta), meta.running.txid)

@@ -105,10 +105,13 @@ impl Fs {
         let _data = state.data.write();
         let small = data.len() <= FRESH_BY_VALUE_BYTES;
         let mut done = 0;
+        let mut most = self.chunk_blocks();
         while done < data.len() {
             let at = offset + done as u64;
-            match self.write_chunk(ino, at, &data[done..], small, kill_suidgid) {
+            match self.write_chunk(ino, at, &data[done..], most, small, kill_suidgid) {
                 Ok(bytes) => done += bytes,
+                // What there is room for is written.
+                Err(FsError::NoSpace) if most > 1 => most = most.div_ceil(4),
                 Err(e) if done > 0 => {
                     warn!(%ino, error = %e, "a write ended early");
                     break;
@@ -125,19 +128,20 @@ impl Fs {
         (room / 2).clamp(1, CHUNK_BLOCKS)
     }
 
-    /// Writes as much from the start of `data` as one operation takes; the number of bytes.
+    /// Writes as much from the start of `data` as one operation takes, at most `most` blocks; the number of bytes.
     fn write_chunk(
         &self,
         ino: Ino,
         offset: u64,
         data: &[u8],
+        most: usize,
         small: bool,
         kill_suidgid: bool,
     ) -> Result<usize, FsError> {
         let block_size = self.block_size as u64;
         let first = offset / block_size;
         let last = blocks_of(offset + data.len() as u64, self.block_size);
-        let want = first..last.min(first + self.chunk_blocks() as u64);
+        let want = first..last.min(first + most as u64);
         // Shared until the data is home, so that the rule can not change under it.
         let mirrored = self.mirrored.read();
         let (pieces, size) = self.pieces(ino, want, small, *mirrored)?;

@@ -7,5 +7,8 @@ mod testkit;
 mod engine;
 mod model;
 
+mod concurrent;
+mod crash;
 mod kernel_filled;
+mod space;
 mod written;

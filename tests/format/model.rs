@@ -8,7 +8,6 @@ use lockstepfs::units::Ino;
 
 use crate::engine::{self, ROOT};
 use crate::testkit::Rng;
-use crate::testkit::tree::{Compare, Tree};
 
 /// An inode of the model.
 #[derive(Clone, Debug, Default)]
@@ -587,11 +586,6 @@ impl Model {
         }
         assert_eq!(seen.len(), self.nodes.len(), "every node has a name");
     }
-}
-
-/// Fails the test unless two listings are the same.
-pub fn same_trees(one: &Tree, other: &Tree) {
-    one.assert_same(other, Compare::ALL);
 }
 
 fn show(name: &[u8]) -> String {

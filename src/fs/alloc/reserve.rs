@@ -26,6 +26,7 @@ impl Allocator {
     /// Keeps a reserved range that was taken, but whose taking was undone, reserved.
     pub fn hold(&mut self, range: BlockRange) {
         let size = self.geometry.block_size;
+        self.spoken_for += range.len;
         for piece in self.pieces(range).unwrap_or_default() {
             self.quarantine
                 .add(RESERVED, piece.range, piece.group, piece.start, size);
@@ -35,6 +36,7 @@ impl Allocator {
 
     /// Gives a reserved range up.
     pub fn unreserve(&mut self, range: BlockRange) {
+        self.spoken_for -= range.len;
         self.unquarantine(range, RESERVED);
     }
 
