@@ -365,6 +365,10 @@ impl<'a> Op<'a> {
     /// One name fewer; the inode if that was the last one (it is an orphan then).
     pub fn drop_link(&mut self, ino: Ino, mut inode: Inode) -> Result<Option<Ino>, FsError> {
         let links = inode.i_links_count().saturating_sub(1);
+        if links == 0 && inode.is_reg() && !inode.has_extents() && inode.i_blocks(self.sb()) > 0 {
+            // Its blocks could not be freed.
+            self.must_have_extents(&inode)?;
+        }
         inode.set_i_links_count(links);
         inode.set_i_ctime(self.now());
         self.put_inode(ino, &mut inode, false)?;

@@ -343,6 +343,9 @@ impl Fs {
             journal: &journal,
         })?;
         alloc.protect(&journal.map().0);
+        if options.role == FsRole::Master {
+            quarantine_again(&mut alloc, &sb, &journal)?;
+        }
         let committed = journal.last_committed();
         let meta = Meta {
             sb,
@@ -416,6 +419,30 @@ impl Fs {
         }
         self.change(4, |op| op.settle_orphans())
     }
+}
+
+/// Blocks that earlier openings freed are not to be used again as long as a mirror lacks the transaction that freed them:
+/// what it lacks may still have to be read from there.
+fn quarantine_again(
+    alloc: &mut Allocator,
+    sb: &Superblock,
+    journal: &Journal,
+) -> Result<(), FsError> {
+    let committed = Committed { sb, journal };
+    for info in journal.info_after(journal.released()).unwrap_or_default() {
+        // One that can not be read can not be sent either: whoever lacks it will be compared.
+        match journal.load_transaction(info.txid) {
+            Ok(txn) => {
+                for range in txn.freed {
+                    alloc.quarantine_again(&committed, range, info.txid)?;
+                }
+            }
+            Err(e) => {
+                warn!(txid = %info.txid, error = %e, "a transaction in the log can not be read")
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What reading the group descriptors needs.

@@ -2,6 +2,7 @@
 //! set-user-id bits and capabilities that go with a new owner, lists that follow the mode.
 
 use crate::ext4::Inode;
+use crate::ext4::features::incompat;
 use crate::ext4::inode::flags;
 use crate::fs::attr::{S_ISGID, S_ISUID, S_IXGRP};
 use crate::fs::blocks::{Blocks, BlocksMut};
@@ -150,8 +151,12 @@ impl Fs {
             ),
         };
         let blocks = sb.s_blocks_count();
-        // Beside the superuser's reserve, ext4 keeps a fiftieth, at most 4096 blocks, for its own metadata.
-        let kept = sb.s_r_blocks_count() + (blocks / 50).min(4096);
+        // Beside the superuser's reserve, ext4 keeps a fiftieth, at most 4096 blocks, for growing extent trees.
+        let for_trees = match sb.has_incompat(incompat::EXTENTS) {
+            true => (blocks / 50).min(4096),
+            false => 0,
+        };
+        let kept = sb.s_r_blocks_count() + for_trees;
         Ok(StatFs {
             bsize: sb.block_size(),
             blocks: blocks.saturating_sub(overhead),

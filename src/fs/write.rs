@@ -27,7 +27,7 @@ use crate::units::{BlockNo, BlockRange, FileBlock, Ino};
 const FRESH_BY_VALUE_BYTES: usize = 32 << 10;
 
 /// Blocks that one reference covers at most (the journal's limit).
-const REFERENCE_BLOCKS: u64 = 256;
+const REFERENCE_BLOCKS: usize = 256;
 
 /// Blocks of data that one operation covers at most.
 const CHUNK_BLOCKS: usize = 256;
@@ -160,18 +160,23 @@ impl Fs {
             fs: self,
             ranges: Vec::new(),
         };
+        let mut references = Vec::new();
         for piece in pieces.iter().filter(|piece| !piece.by_value) {
+            let bytes = piece_bytes(piece);
             match piece.before {
-                Before::Written(block) | Before::Unwritten(block) => {
-                    self.volume.write(block, piece_bytes(piece))?;
+                Before::Written(block) => self.volume.write(block, bytes)?,
+                Before::Unwritten(block) => {
+                    self.volume.write(block, bytes)?;
+                    self.refer(block, bytes, &mut references);
                 }
                 Before::Hole => {
                     let from = reserved.ranges.len();
                     self.reserve(ino, piece, &mut reserved.ranges)?;
-                    let mut rest = piece_bytes(piece);
+                    let mut rest = bytes;
                     for range in &reserved.ranges[from..] {
                         let (now, later) = rest.split_at(range.len as usize * self.block_size);
                         self.volume.write(range.start, now)?;
+                        self.refer(range.start, now, &mut references);
                         rest = later;
                     }
                 }
@@ -191,6 +196,9 @@ impl Fs {
             for piece in &pieces {
                 data_changes |= piece.by_value || !matches!(piece.before, Before::Written(_));
                 op.write_piece(ino, &mut inode, piece, piece_bytes(piece), &mut ranges)?;
+            }
+            for reference in &references {
+                op.put_reference(*reference);
             }
             if end > size {
                 // The block in which the file ended, if it is not one of those written.
@@ -347,6 +355,18 @@ impl Fs {
         Ok(())
     }
 
+    /// References to bytes that are at home from `start` on.
+    fn refer(&self, mut start: BlockNo, bytes: &[u8], references: &mut Vec<Reference>) {
+        for piece in bytes.chunks(REFERENCE_BLOCKS * self.block_size) {
+            let len = (piece.len() / self.block_size) as u64;
+            references.push(Reference {
+                range: BlockRange::new(start, len),
+                xxh3: xxh3_64(piece),
+            });
+            start = BlockNo(start.0 + len);
+        }
+    }
+
     /// Takes blocks for a hole; no transaction knows of them yet.
     fn reserve(
         &self,
@@ -411,11 +431,8 @@ impl Op<'_> {
             (Before::Written(block), true) => self.put_bytes(block, bytes),
             (Before::Unwritten(block), by_value) => {
                 self.convert_extent(ino, inode, piece.at, piece.len)?;
-                let range = BlockRange::new(block, u64::from(piece.len));
                 if by_value {
                     self.put_bytes(block, bytes);
-                } else {
-                    self.put_references(range, bytes);
                 }
             }
             (Before::Hole, by_value) => {
@@ -436,8 +453,6 @@ impl Op<'_> {
                     let (now, later) = rest.split_at(range.len as usize * self.fs.block_size);
                     if by_value {
                         self.put_bytes(range.start, now);
-                    } else {
-                        self.put_references(range, now);
                     }
                     rest = later;
                     at = FileBlock(at.0 + range.len as u32);
@@ -450,19 +465,6 @@ impl Op<'_> {
     fn put_bytes(&mut self, start: BlockNo, bytes: &[u8]) {
         for (i, block) in bytes.chunks(self.fs.block_size).enumerate() {
             self.put_data(BlockNo(start.0 + i as u64), Image::from(block));
-        }
-    }
-
-    fn put_references(&mut self, range: BlockRange, bytes: &[u8]) {
-        let piece_bytes = REFERENCE_BLOCKS as usize * self.fs.block_size;
-        let mut start = range.start;
-        for piece in bytes.chunks(piece_bytes) {
-            let len = (piece.len() / self.fs.block_size) as u64;
-            self.put_reference(Reference {
-                range: BlockRange::new(start, len),
-                xxh3: xxh3_64(piece),
-            });
-            start = BlockNo(start.0 + len);
         }
     }
 }

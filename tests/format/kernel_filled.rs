@@ -24,8 +24,22 @@ fn the_engine_and_the_kernel_see_the_same_tree_on_every_feature_set() {
         let image = filled(set, dir.path());
         let mount = LoopMount::read_only(&image).expect("mount");
         let kernel = tree_digest(mount.dir()).expect("the kernel's tree");
+        let space = rustix::fs::statvfs(mount.dir()).expect("statvfs");
         drop(mount);
         let fs = engine::open_read_only(&image, set.block_size);
+        let ours = fs.statfs().expect("statfs");
+        assert_eq!(
+            (ours.blocks, ours.bfree, ours.bavail, ours.files, ours.ffree),
+            (
+                space.f_blocks,
+                space.f_bfree,
+                space.f_bavail,
+                space.f_files,
+                space.f_ffree
+            ),
+            "{}",
+            set.name
+        );
         let ours = engine::tree(&fs).unwrap_or_else(|e| panic!("{}: {e}", set.name));
         eprintln!("{}: {} names", set.name, ours.0.len());
         kernel.assert_same(&ours, Compare::ALL);

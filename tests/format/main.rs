@@ -10,5 +10,6 @@ mod model;
 mod concurrent;
 mod crash;
 mod kernel_filled;
+mod mirrored;
 mod space;
 mod written;
