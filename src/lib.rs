@@ -3,11 +3,6 @@
 //! A master serves an ext4 volume through FUSE and logs every transaction into the volume's jbd2 journal; mirrors follow
 //! the same log. Layers, lowest first; imports point down only (`tests/tidy` holds the table of allowed edges).
 
-#![cfg_attr(
-    test,
-    allow(clippy::unwrap_used, reason = "a test that fails may panic")
-)]
-
 pub mod units;
 
 pub mod io;

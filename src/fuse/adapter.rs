@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
@@ -106,6 +106,7 @@ pub struct Adapter {
     syncer: Syncer,
     read_only: bool,
     mirror: bool,
+    withdrawn: Arc<AtomicBool>,
 }
 
 impl Adapter {
@@ -118,6 +119,19 @@ impl Adapter {
             counts,
             read_only: options.read_only || options.mirror,
             mirror: options.mirror,
+            withdrawn: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Set when nothing that is read here can be trusted any more.
+    pub fn withdrawn(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.withdrawn)
+    }
+
+    fn check_open(&self) -> Result<(), FsError> {
+        match self.withdrawn.load(Ordering::SeqCst) {
+            true => Err(FsError::Stale),
+            false => Ok(()),
         }
     }
 
@@ -128,6 +142,7 @@ impl Adapter {
 
     /// The inode of a node; on a mirror, only if it is still the file that the kernel means.
     fn ino(&self, node: INodeNo) -> Result<Ino, FsError> {
+        self.check_open()?;
         let ino = convert::ino(node).ok_or(FsError::Stale)?;
         if self.mirror
             && let Some(generation) = self.nodes.generation(ino)
@@ -454,6 +469,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         count!(self, read);
+        or_reply!(self.check_open(), reply);
         let Some(ino) = convert::ino(ino) else {
             return reply.error(Errno::ESTALE);
         };

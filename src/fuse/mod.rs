@@ -13,6 +13,7 @@ mod syncer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
@@ -100,11 +101,12 @@ fn hint(source: &std::io::Error) -> &'static str {
 /// A mounted volume. Dropping it unmounts, lazily if need be.
 #[derive(Debug)]
 pub struct Mount {
-    dir: PathBuf,
+    dir: Box<Path>,
     fsname: String,
-    session: Option<BackgroundSession>,
-    invalidator: Invalidator,
+    session: Option<Box<BackgroundSession>>,
+    invalidator: Box<Invalidator>,
     counts: Arc<RequestCounts>,
+    withdrawn: Arc<AtomicBool>,
 }
 
 impl Mount {
@@ -160,17 +162,19 @@ impl Mount {
         let counts = Arc::new(RequestCounts::default());
         let adapter = Adapter::new(fs, options, Arc::clone(&counts));
         let nodes = adapter.nodes();
+        let withdrawn = adapter.withdrawn();
         let session = Session::new(adapter, &dir, &config)
             .and_then(Session::spawn)
             .map_err(mount_error)?;
         let invalidator = Invalidator::start(session.notifier(), nodes).map_err(mount_error)?;
         stale::set_read_ahead(&dir, READ_AHEAD_KB);
         Ok(Mount {
-            dir,
+            dir: dir.into(),
             fsname,
-            session: Some(session),
-            invalidator,
+            session: Some(Box::new(session)),
+            invalidator: Box::new(invalidator),
             counts,
+            withdrawn,
         })
     }
 
@@ -203,6 +207,11 @@ impl Mount {
         serving && mounted_as(&self.dir).is_some_and(|what| what == self.fsname)
     }
 
+    /// The copy behind a mirror's mount is no longer a state that its master had: whoever still uses the mount gets ESTALE.
+    pub fn withdraw(&self) {
+        self.withdrawn.store(true, Ordering::SeqCst);
+    }
+
     /// Unmounts; `lazy` detaches a busy mount from the tree and lets its users finish.
     pub fn unmount(mut self, lazy: bool) -> Result<(), (Mount, MountError)> {
         match self.detach(lazy) {
@@ -215,11 +224,11 @@ impl Mount {
     }
 
     fn detach(&self, lazy: bool) -> Result<(), MountError> {
-        if !mounted_as(&self.dir).is_some_and(|what| what == self.fsname) {
+        if mounted_as(&self.dir).is_none_or(|what| what != self.fsname) {
             return Ok(());
         }
         stale::detach(&self.dir, lazy).map_err(|source| MountError::Unmount {
-            dir: self.dir.clone(),
+            dir: self.dir.to_path_buf(),
             source,
         })
     }

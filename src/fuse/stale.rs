@@ -17,7 +17,7 @@ pub fn mounted_as(dir: &Path) -> Option<String> {
         .filter_map(parse)
         .filter(|(on, _)| on == dir)
         .map(|(_, source)| source)
-        .last()
+        .next_back()
 }
 
 /// Mount point and source of a line of mountinfo.

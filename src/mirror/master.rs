@@ -243,7 +243,11 @@ impl Mirror {
         match self.state {
             State::LinkDown => self.fire(Event::Contact, now, &mut out),
             State::Init => self.hello(now, &mut out),
-            _ => out.push(Action::Close),
+            // Nobody waits for it any more.
+            _ => {
+                self.truth.linked = false;
+                out.push(Action::Close);
+            }
         }
         out
     }
@@ -259,7 +263,16 @@ impl Mirror {
             Some(cause) => self.fire(Event::SevereFailure(cause), now, &mut out),
             None => self.fire(Event::LinkLost, now, &mut out),
         }
+        // The table says it once; contact is sought until there is some.
+        if self.state == State::LinkDown && self.reconnect_at.is_none() {
+            self.seek_contact(now);
+        }
         out
+    }
+
+    fn seek_contact(&mut self, now: Duration) {
+        self.reconnect_at = Some(now + self.reconnect_wait);
+        self.reconnect_wait = longer(self.reconnect_wait);
     }
 
     /// The operator's wish.
@@ -480,6 +493,12 @@ impl Mirror {
         if let To::Enter(state) = transition.next {
             let from = self.state;
             self.state = state;
+            if state != State::LinkDown {
+                self.reconnect_at = None;
+            }
+            if state != State::Reset {
+                self.retry_at = None;
+            }
             self.reason = self.explain(&transition);
             if from != state {
                 tracing::info!(volume = %self.shared.name, peer = %self.peer, reason = %self.reason, "{from} -> {state}");
@@ -578,10 +597,7 @@ impl Mirror {
                 self.reconnect_at = None;
                 out.push(Action::Close);
             }
-            Command::ReconnectLater => {
-                self.reconnect_at = Some(now + self.reconnect_wait);
-                self.reconnect_wait = longer(self.reconnect_wait);
-            }
+            Command::ReconnectLater => self.seek_contact(now),
             Command::RetryLater(step) => {
                 self.truth.retry = step;
                 self.retry_at = Some(now + self.retry_wait);
@@ -634,7 +650,7 @@ impl Mirror {
     fn secure(&mut self, now: Duration, out: &mut Vec<Action>) {
         let stats = self.shared.journal.stats();
         let least = 1024;
-        if u64::from(stats.size_blocks) < least {
+        if stats.size_blocks < least {
             self.detail = format!(
                 "the journal has {} blocks, {least} are needed",
                 stats.size_blocks

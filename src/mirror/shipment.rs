@@ -48,10 +48,6 @@ impl Shipment {
     pub fn push(&mut self, txn: Transaction) {
         self.last = txn.txid;
         self.chain = txn.chain;
-        for range in &txn.freed {
-            self.forget_contents(*range);
-            self.freed.insert(*range);
-        }
         for range in &txn.zeroed {
             self.forget_contents(*range);
             self.zeroed.insert(*range);
@@ -60,6 +56,11 @@ impl Shipment {
             self.forget_contents(reference.range);
             self.fresh.insert(reference.range);
             self.checks.push(reference);
+        }
+        // What a transaction frees it does not use again: a block that it filled and then freed is free.
+        for range in &txn.freed {
+            self.forget_contents(*range);
+            self.freed.insert(*range);
         }
         for (block, image) in txn.images {
             self.forget_contents(BlockRange::new(block, 1));
@@ -205,6 +206,23 @@ mod tests {
         assert_eq!(shipment.images[&BlockNo(20)], image(9));
         assert_eq!(shipment.images[&BlockNo(21)], image(0));
         assert!(shipment.fresh.is_empty() && shipment.zeroed.is_empty());
+    }
+
+    #[test]
+    fn a_block_filled_and_freed_by_one_transaction_is_free() {
+        let mut shipment = Shipment::new(Txid(1));
+        let mut one = txn(1);
+        one.freed.push(range(20, 1));
+        one.refs.push(Reference {
+            range: range(20, 2),
+            xxh3: 0,
+        });
+        shipment.push(one);
+        shipment
+            .settle(4, |hit| Ok::<_, ()>(vec![9; 4 * hit.len as usize]))
+            .unwrap();
+        assert!(shipment.images.is_empty());
+        assert_eq!(shipment.fresh.iter().collect::<Vec<_>>(), [range(21, 1)]);
     }
 
     #[test]

@@ -448,7 +448,8 @@ impl Stream {
         };
         let mut shipment = Shipment::new(first.txid);
         let mut until = first.txid;
-        let limit = MERGE_BYTES.min(self.journal.stats().size_blocks * self.block_size() / 2);
+        // The mirror's log is as large as this one; a transaction may take half of it, with what goes around its blocks.
+        let limit = MERGE_BYTES.min(self.journal.stats().size_blocks * self.block_size() * 3 / 8);
         while let Some(info) = self.infos.pop_front() {
             let txn = self.journal.load_transaction(info.txid)?;
             shipment.push(txn);
@@ -459,9 +460,7 @@ impl Stream {
                 break;
             }
             if shipment.images.len() as u64 * self.block_size() > limit {
-                tracing::warn!(peer = %self.slot.peer, first = %shipment.first, last = %until,
-                    "a merge of transactions is too large for the mirror's log: the mirror cracks");
-                self.give_up()?;
+                self.too_large(&shipment)?;
                 return Ok(false);
             }
         }
@@ -492,6 +491,12 @@ impl Stream {
             let mut bytes = vec![0; range.len as usize * block_size];
             journal.read(range.start, &mut bytes).map(|()| bytes)
         })?;
+        if shipment.first < shipment.last
+            && shipment.images.len() as u64 * self.block_size() > limit
+        {
+            self.too_large(&shipment)?;
+            return Ok(false);
+        }
         self.sending = Some(Sending {
             blocks_left: shipment.images.keys().copied().collect(),
             fresh_left: shipment.fresh.iter().collect(),
@@ -511,6 +516,12 @@ impl Stream {
             state.cracked = true;
             state.cracks += 1;
         }
+    }
+
+    fn too_large(&mut self, shipment: &Shipment) -> Result<(), MirrorError> {
+        tracing::warn!(peer = %self.slot.peer, first = %shipment.first, last = %shipment.last,
+            "a merge of transactions is too large for the mirror's log: the mirror cracks");
+        self.give_up()
     }
 
     /// The mirror cracks by our own decision: everything committed goes into its map.

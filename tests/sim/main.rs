@@ -4,3 +4,5 @@
 mod world;
 
 mod basic;
+
+mod random;

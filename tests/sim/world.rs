@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
@@ -47,10 +48,54 @@ impl Maps {
     }
 }
 
+/// A disk that says "flushed" and has not: what a mirror that acknowledges before its flush would be.
+#[derive(Debug)]
+struct LyingDisk(Arc<SimDisk>);
+
+impl Disk for LyingDisk {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
+        self.0.write_at(data, offset)
+    }
+    fn flush(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn zero(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.0.zero(offset, len)
+    }
+    fn preallocate(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.0.preallocate(offset, len)
+    }
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        self.0.is_hole(offset, len)
+    }
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    fn changed_at(&self) -> Option<i128> {
+        self.0.changed_at()
+    }
+}
+
 /// The mirror's parts: one simulated disk, made on demand.
 #[derive(Debug)]
 pub struct Parts {
     pub disk: Arc<SimDisk>,
+    lying: AtomicBool,
+}
+
+impl Parts {
+    fn device(&self) -> Arc<dyn Disk> {
+        match self.lying.load(Ordering::Relaxed) {
+            true => Arc::new(LyingDisk(Arc::clone(&self.disk))),
+            false => Arc::clone(&self.disk) as Arc<dyn Disk>,
+        }
+    }
 }
 
 impl PartStore for Parts {
@@ -62,8 +107,7 @@ impl PartStore for Parts {
         parts: &[u64],
     ) -> Result<Arc<Volume>, (Cause, String)> {
         assert_eq!(parts, [self.disk.len()]);
-        let disk = Arc::clone(&self.disk) as Arc<dyn Disk>;
-        Volume::new(vec![disk], block_size)
+        Volume::new(vec![self.device()], block_size)
             .map(Arc::new)
             .map_err(|error| (Cause::PartsRefused, error.to_string()))
     }
@@ -88,6 +132,10 @@ pub struct World {
     pub cut: bool,
     connected: bool,
     pub withdrawn: u32,
+    /// The last transaction of which an acknowledgement left the mirror: durable there for good.
+    acknowledged: u64,
+    /// The mirror's disk forgets flushes, as if the mirror acknowledged before them.
+    lying: bool,
     pub trace: Vec<(State, State, String)>,
 }
 
@@ -120,6 +168,7 @@ impl World {
             maps: Arc::new(Maps::default()),
             mirror_parts: Arc::new(Parts {
                 disk: Arc::new(SimDisk::named("mirror", SIZE)),
+                lying: AtomicBool::new(false),
             }),
             mirror_facts: Arc::new(MemoryFacts::new()),
             master: None,
@@ -130,6 +179,8 @@ impl World {
             cut: false,
             connected: false,
             withdrawn: 0,
+            acknowledged: 0,
+            lying: false,
             trace: Vec::new(),
             random,
         };
@@ -190,11 +241,16 @@ impl World {
             cache_bytes: 8 << 20,
         };
         let facts = self.mirror_facts.load().ok();
-        let volume = facts.as_ref().map(|_| {
-            let disk = Arc::clone(&self.mirror_parts.disk) as Arc<dyn Disk>;
-            Arc::new(Volume::new(vec![disk], BLOCK).unwrap())
-        });
+        let volume = facts
+            .as_ref()
+            .map(|_| Arc::new(Volume::new(vec![self.mirror_parts.device()], BLOCK).unwrap()));
         let (follower, outputs) = Follower::open(env, "data".to_string(), facts, volume).unwrap();
+        assert!(
+            follower.applied().0 >= self.acknowledged || !follower.is_consistent(),
+            "transaction {} was acknowledged, the mirror has {}",
+            self.acknowledged,
+            follower.applied()
+        );
         self.follower = Some(follower);
         self.put_out(outputs);
     }
@@ -256,6 +312,55 @@ impl World {
         }
     }
 
+    /// An orderly stop and start of the master.
+    pub fn restart_master(&mut self) {
+        self.lose_link();
+        self.mirror = None;
+        self.master.take().unwrap().close().unwrap();
+        self.start_master();
+    }
+
+    /// An orderly stop and start of the mirror.
+    pub fn restart_mirror(&mut self) {
+        if let Some(mut follower) = self.follower.take() {
+            self.lose_link();
+            follower.close().unwrap();
+        }
+        self.start_mirror();
+    }
+
+    pub fn set_lying_mirror(&mut self, lying: bool) {
+        self.lying = lying;
+        self.mirror_parts.lying.store(lying, Ordering::Relaxed);
+    }
+
+    /// Stops both nodes; e2fsck finds nothing wrong with either copy.
+    pub fn check_parts(&mut self) {
+        self.lose_link();
+        self.mirror = None;
+        self.master.take().unwrap().close().unwrap();
+        self.follower.take().unwrap().close().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        for (name, disk) in [
+            ("master", &self.master_disk),
+            ("mirror", &self.mirror_parts.disk),
+        ] {
+            let path = dir.path().join(name);
+            disk.save(&path).unwrap();
+            let output = std::process::Command::new("e2fsck")
+                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+                .args(["-fn"])
+                .arg(&path)
+                .output()
+                .expect("e2fsck (package e2fsprogs)");
+            assert!(
+                output.status.success(),
+                "e2fsck of the {name}: {}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+        }
+    }
+
     pub fn cut_link(&mut self) {
         self.cut = true;
         self.lose_link();
@@ -295,7 +400,17 @@ impl World {
     fn put_out(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             match output {
-                Output::Send(message, payload) => self.to_master.push_back((message, payload)),
+                Output::Send(message, payload) => {
+                    if let Message::Ack {
+                        txid,
+                        consistent: true,
+                        ..
+                    } = message
+                    {
+                        self.acknowledged = txid;
+                    }
+                    self.to_master.push_back((message, payload));
+                }
                 Output::Withdraw => self.withdrawn += 1,
                 Output::Invalidate(_)
                 | Output::Opened(_)
@@ -421,6 +536,27 @@ impl World {
                 }
             }
         }
-        assert!(differing.is_empty(), "these blocks differ: {differing:?}");
+        if !differing.is_empty() {
+            for block in differing.iter().take(3) {
+                let (mut a, mut b) = (vec![0; BLOCK as usize], vec![0; BLOCK as usize]);
+                let (mut c, mut d) = (vec![0; BLOCK as usize], vec![0; BLOCK as usize]);
+                shared.journal.read(*block, &mut a).unwrap();
+                theirs.journal().read(*block, &mut b).unwrap();
+                shared.volume.read(*block, &mut c).unwrap();
+                theirs.volume().read(*block, &mut d).unwrap();
+                eprintln!(
+                    "{block}: master {:?} mirror {:?} home {:?} {:?}",
+                    &a[..8],
+                    &b[..8],
+                    &c[..8],
+                    &d[..8]
+                );
+            }
+            let tail = self.trace.len().saturating_sub(12);
+            panic!(
+                "these blocks differ: {differing:?}; {:#?}",
+                &self.trace[tail..]
+            );
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Test support: a volume made by mke2fs whose metadata blocks are changed in memory and written back to be judged by e2fsck.
 
 // A failed unwrap is a failed test.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};

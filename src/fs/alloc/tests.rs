@@ -1,5 +1,4 @@
 // A failed unwrap is a failed test.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,5 @@
 //! For tests: a directory in memory that is moved into a real image and out of it with debugfs, and mounted by the kernel.
 
-#![allow(clippy::unwrap_used)]
-
 mod volume;
 
 pub(crate) use volume::TestVolume;

@@ -2,7 +2,6 @@
 //! are.
 
 // A failed unwrap is a failed test.
-#![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -100,7 +100,8 @@ impl Mirror {
             may_rejoin: false,
         };
         let chain = reconnect::last_shared(&master, &mirror)
-            .filter(|shared| *shared == theirs.durable)
+            // While a copy is made, its hash is still that of the copy before.
+            .filter(|shared| *shared == theirs.durable && theirs.consistent_at != u64::MAX)
             .map(|at| reconnect::Chain {
                 at,
                 mirror: theirs.chain,
@@ -199,11 +200,10 @@ impl Mirror {
                 state.map.cover(generation, committed, committed);
                 (Phase::Compare { cursor: BlockNo(0) }, committed)
             } else {
-                let from = match by {
-                    Some(Repair::ByMap { log_after }) if state.acked > Txid(log_after) => {
-                        state.acked
-                    }
-                    _ => state.position,
+                // From what the mirror has, if the log still holds the rest; else the map has what came between.
+                let from = match journal.covers(state.acked) {
+                    true => state.acked,
+                    false => state.position,
                 };
                 if state.map.coverage().is_none() {
                     state.map.cover(generation, from, from);

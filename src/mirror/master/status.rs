@@ -50,8 +50,8 @@ impl Mirror {
             txid_committed: status.txid_committed.0,
             committed_at: 0,
             cracked: status.cracked,
-            buffer_used: u64::from(stats.used_blocks) * block_size,
-            buffer_size: u64::from(stats.size_blocks) * block_size,
+            buffer_used: stats.used_blocks * block_size,
+            buffer_size: stats.size_blocks * block_size,
             bytes_bulk: status.bytes_bulk,
             bytes_sequenced: status.bytes_sequenced,
         }
