@@ -276,7 +276,7 @@ pub enum MirrorCommand {
     /// Go on after a pause.
     Continue(MirrorArgs),
     /// Walk again from NEW and reuse what the mirror has; the way out of ERROR once its cause is mended.
-    Restart(MirrorRestartArgs),
+    Restart(MirrorArgs),
     /// Forget a mirror. Its parts stay on the peer until `volume delete` is given there.
     Delete(MirrorArgs),
 }
@@ -295,7 +295,7 @@ pub struct MirrorCreateArgs {
     pub rate: Option<u64>,
 }
 
-/// `lockstep mirror pause`, `continue`, `delete`
+/// `lockstep mirror pause`, `continue`, `restart`, `delete`
 #[derive(Debug, Args)]
 pub struct MirrorArgs {
     /// Name of the volume.
@@ -304,21 +304,6 @@ pub struct MirrorArgs {
     /// Name of the peer.
     #[arg(value_name = "PEER")]
     pub peer: String,
-}
-
-/// `lockstep mirror restart`
-#[derive(Debug, Args)]
-pub struct MirrorRestartArgs {
-    /// Name of the volume.
-    #[arg(value_name = "NAME")]
-    pub name: String,
-    /// Name of the peer.
-    #[arg(value_name = "PEER")]
-    pub peer: String,
-    /// Let the peer give up what it keeps under this name: the copy of another volume, or one with another history.
-    /// It is overwritten.
-    #[arg(long)]
-    pub discard: bool,
 }
 
 /// `lockstep status`

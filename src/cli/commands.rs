@@ -329,10 +329,7 @@ fn mirror(state: &StateDir, command: MirrorCommand) -> Result<Exit, Failed> {
         MirrorCommand::Pause(args) => ((args.name, args.peer), MirrorAction::Pause),
         MirrorCommand::Continue(args) => ((args.name, args.peer), MirrorAction::Continue),
         MirrorCommand::Delete(args) => ((args.name, args.peer), MirrorAction::Delete),
-        MirrorCommand::Restart(args) => {
-            let discard = args.discard;
-            ((args.name, args.peer), MirrorAction::Restart { discard })
-        }
+        MirrorCommand::Restart(args) => ((args.name, args.peer), MirrorAction::Restart),
     };
     let (name, peer) = args;
     tell(state, &Request::Mirror { name, peer, action })?;

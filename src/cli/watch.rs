@@ -312,8 +312,7 @@ pub fn verify(state: &StateDir, args: &VerifyArgs) -> Result<Exit, Failed> {
         name: args.name.clone(),
         peer: args.peer.clone(),
     };
-    let done = call(state, &request)?;
-    say(done.as_str().unwrap_or_default())?;
+    ask(state, &request)?.finish(|found| say(found.as_str().unwrap_or_default()))?;
     Ok(Exit::Ok)
 }
 

@@ -159,6 +159,13 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
             .spawn(move || node.open_all())
             .map_err(|e| RunError::new(format!("threads: {e}"), ""))?
     };
+    let watcher = {
+        let node = Arc::clone(node);
+        std::thread::Builder::new()
+            .name("watch".to_owned())
+            .spawn(move || node.watch_volumes())
+            .map_err(|e| RunError::new(format!("threads: {e}"), ""))?
+    };
     let port = tokio::spawn(listener.run(port));
     let which = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
@@ -175,6 +182,7 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
         tokio::task::spawn_blocking(move || {
             // An opening under way ends by itself: it sees that the node stops.
             let _ = opener.join();
+            let _ = watcher.join();
             node.close_all()
         })
     };

@@ -1,109 +1,123 @@
-//! What holds a volume open: its parts, the engine over them, its mount, its threads.
+//! What holds a volume open: the master's side, the mirror's side, or neither.
 //!
-//! Owns the order of opening and closing. Everything here happens under the volume's operator lock.
+//! Owns the choice between them. Everything here happens under the volume's operator lock.
 
+use super::catalogue::Role;
+use super::follow::Follow;
 use super::history::NewEvent;
+use super::master::{Master, ReadOnly, can_write};
 use super::refusal::Refusal;
 use super::registry::{Host, Node};
 use super::volumes::chain;
+use crate::ext4::features::Access;
 use crate::volume::Volume;
 use crate::volume::parts::{Expect, PartSpec, open_parts};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A volume, open or not.
 #[derive(Debug)]
-pub struct Engine {
-    volume: Option<Arc<Volume>>,
+pub enum Engine {
+    /// Not open.
+    Closed,
+    /// Of which this node is the master.
+    Master(Box<Master>),
+    /// Of which this node would be the master, if it could write it.
+    ReadOnly(ReadOnly),
+    /// Of which this node has, or is getting, a copy.
+    Mirror(Follow),
 }
 
 impl Engine {
-    /// Not open.
-    pub fn closed() -> Engine {
-        Engine { volume: None }
-    }
-
-    /// Whether the parts are open.
+    /// Whether the parts are open, or are being made.
     pub fn is_open(&self) -> bool {
-        self.volume.is_some()
-    }
-
-    /// Whether it is mounted.
-    pub fn is_mounted(&self) -> bool {
-        false
+        !matches!(self, Engine::Closed)
     }
 
     /// Opens the volume as the catalogue describes it. Nothing is done when it is open. A failure is published in the
     /// view, recorded, and returned.
-    pub fn open(&mut self, node: &Arc<Node>, host: &Host) -> Result<(), Refusal> {
+    pub fn open(&mut self, node: &Arc<Node>, host: &Arc<Host>) -> Result<(), Refusal> {
         if self.is_open() {
             return Ok(());
         }
-        match self.try_open(node, host) {
-            Ok(()) => {
+        node.check_running()?;
+        node.publish(host, |view| "opening".clone_into(&mut view.condition));
+        match try_open(node, host) {
+            Ok(engine) => {
+                let waits = matches!(engine, Engine::Mirror(_));
+                *self = engine;
                 node.publish(host, |view| {
-                    view.condition = "open".to_owned();
-                    view.reason.clear();
+                    if !waits {
+                        "open".clone_into(&mut view.condition);
+                        view.reason.clear();
+                    } else if view.condition == "opening" {
+                        "waiting".clone_into(&mut view.condition);
+                        "the copy is not consistent yet".clone_into(&mut view.reason);
+                    }
                 });
                 Ok(())
             }
             Err(refusal) => {
-                node.publish(host, |view| {
-                    view.condition = "failed".to_owned();
-                    view.reason = refusal.to_string();
-                });
                 let text = refusal.to_string();
+                node.publish(host, |view| {
+                    "failed".clone_into(&mut view.condition);
+                    view.reason.clone_from(&text);
+                });
                 node.record(NewEvent::volume("volume-failed", host.name(), text));
                 Err(refusal)
             }
         }
     }
 
-    fn try_open(&mut self, node: &Arc<Node>, host: &Host) -> Result<(), Refusal> {
-        let catalogue = node.catalogue.get();
-        let entry = catalogue.volumes.get(host.name());
-        let entry = entry.ok_or_else(|| Refusal::no_volume(host.name()))?;
-        let specs: Vec<PartSpec> = entry
-            .parts
-            .iter()
-            .map(|p| PartSpec {
-                path: p.path.clone(),
-                len: Some(p.bytes),
-            })
-            .collect();
-        let disks = open_parts(&specs, entry.block_size, Expect::Present, None)?;
-        let volume =
-            Volume::new(disks, entry.block_size).map_err(|e| Refusal::io("parts", chain(&e)))?;
-        self.volume = Some(Arc::new(volume));
-        Ok(())
-    }
-
     /// Closes the volume: mirrors get what they lack within `drain`, everything is brought home, the parts are free.
-    pub fn close(&mut self, node: &Arc<Node>, host: &Host, drain: Duration) -> Result<(), Refusal> {
-        let _ = drain;
-        self.volume = None;
-        node.publish(host, |view| "closed".clone_into(&mut view.condition));
-        Ok(())
-    }
-
-    /// Mounts the volume.
-    pub fn mount(
+    pub fn close(
         &mut self,
         node: &Arc<Node>,
-        host: &Host,
-        dir: &Path,
-        read_only: bool,
-    ) -> Result<String, Refusal> {
-        let _ = (node, host, dir, read_only);
-        Err(not_here())
+        host: &Arc<Host>,
+        drain: Duration,
+    ) -> Result<(), Refusal> {
+        let closed = match std::mem::replace(self, Engine::Closed) {
+            Engine::Closed => Ok(()),
+            Engine::Master(master) => master.close(node, host, drain),
+            Engine::ReadOnly(read_only) => read_only.close(host),
+            Engine::Mirror(follow) => follow.stop(),
+        };
+        node.publish(host, |view| {
+            "closed".clone_into(&mut view.condition);
+            view.reason.clear();
+            view.mounted = false;
+        });
+        closed
     }
 }
 
-fn not_here() -> Refusal {
-    Refusal::new(
-        super::refusal::Code::Unsupported,
-        "this build can not do that yet",
-        "lockstep --help",
-    )
+fn try_open(node: &Arc<Node>, host: &Arc<Host>) -> Result<Engine, Refusal> {
+    let catalogue = node.catalogue.get();
+    let entry = catalogue.volumes.get(host.name());
+    let entry = entry.ok_or_else(|| Refusal::no_volume(host.name()))?;
+    let specs: Vec<PartSpec> = entry
+        .parts
+        .iter()
+        .map(|p| PartSpec {
+            path: p.path.clone(),
+            len: Some(p.bytes),
+        })
+        .collect();
+    let disks = open_parts(&specs, entry.block_size, Expect::Present, None)?;
+    let volume = Volume::new(disks, entry.block_size);
+    let volume = Arc::new(volume.map_err(|e| Refusal::io("parts", chain(&e)))?);
+    match &entry.role {
+        Role::Mirror { master } => {
+            Follow::start(node, host, master, Some(volume)).map(Engine::Mirror)
+        }
+        Role::Master => match can_write(&volume)? {
+            Access::ReadOnly(why) => {
+                let why: Vec<String> = why.iter().map(ToString::to_string).collect();
+                ReadOnly::open(node, host, volume, &why).map(Engine::ReadOnly)
+            }
+            Access::ReadWrite | Access::Refused(_) => {
+                Master::open(node, host, volume).map(|m| Engine::Master(Box::new(m)))
+            }
+        },
+    }
 }

@@ -4,6 +4,7 @@
 //! reads the view, and never waits for whoever works on the volume; whoever works on it holds the operator lock and is
 //! named to others who want it.
 
+use super::mounts::Mounts;
 use super::protocol::{MirrorStatus, VolumeStatus};
 use super::refusal::{Code, Refusal};
 use parking_lot::{Mutex, MutexGuard};
@@ -16,6 +17,8 @@ const BUSY_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct VolumeHost<E> {
     name: String,
+    /// Its mount.
+    pub mounts: Mounts,
     /// The operator lock: held for as long as an operation takes, across I/O. Taken before any other lock of the node.
     engine: Mutex<E>,
     /// Who holds it, since when. Taken alone, for moments.
@@ -52,10 +55,11 @@ impl<E> Drop for Held<'_, E> {
 }
 
 impl<E> VolumeHost<E> {
-    /// A host whose view is `view`.
-    pub fn new(name: &str, engine: E, view: VolumeStatus) -> VolumeHost<E> {
+    /// A host whose view is `view`; the view has its name.
+    pub fn new(engine: E, view: VolumeStatus, mounts: Mounts) -> VolumeHost<E> {
         VolumeHost {
-            name: name.to_owned(),
+            name: view.name.clone(),
+            mounts,
             engine: Mutex::new(engine),
             doing: Mutex::new(None),
             view: Mutex::new(view),
@@ -126,28 +130,37 @@ impl<E> VolumeHost<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::mounts::Settings;
+
+    fn host() -> VolumeHost<()> {
+        let settings = Settings {
+            threads: 1,
+            allow_other: false,
+        };
+        let view = VolumeStatus {
+            name: "data".to_owned(),
+            ..VolumeStatus::default()
+        };
+        VolumeHost::new((), view, Mounts::new("data", settings, None))
+    }
 
     #[test]
     fn whoever_is_late_hears_what_is_being_done() {
-        let host = VolumeHost::new("data", (), VolumeStatus::default());
+        let host = host();
         let held = host.hold("checking").unwrap();
         let refused = host
             .hold_within("mounting", Duration::from_millis(10))
             .unwrap_err();
         assert_eq!(refused.code, Code::Busy);
         assert!(refused.message.contains("checking"), "{refused}");
-        assert_eq!(
-            host.view(),
-            VolumeStatus::default(),
-            "the view needs no lock"
-        );
+        assert_eq!(host.view().name, "data", "the view needs no lock");
         drop(held);
         host.hold("mounting").unwrap();
     }
 
     #[test]
     fn mirrors_are_shown_in_the_order_of_their_names() {
-        let host = VolumeHost::new("data", (), VolumeStatus::default());
+        let host = host();
         let mirror = |peer: &str, txid_acked| MirrorStatus {
             peer: peer.into(),
             txid_acked,

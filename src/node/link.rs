@@ -220,6 +220,11 @@ impl std::fmt::Debug for Queued {
 }
 
 impl LinkReceiver {
+    /// The next frame, if one is there.
+    pub fn try_recv(&mut self) -> Option<Frame> {
+        self.queue.try_recv().ok().map(|queued| queued.frame)
+    }
+
     /// The next frame; why the link ended, after the last one. Safe to drop while it waits.
     pub async fn recv(&mut self) -> Result<Frame, LinkEnd> {
         match self.queue.recv().await {

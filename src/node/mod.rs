@@ -27,15 +27,29 @@ pub mod control;
 
 pub mod peers;
 
+pub mod mounts;
+
 pub mod host;
 
 pub mod registry;
 
 mod tools;
 
+mod stores;
+
+mod timer;
+
+pub mod driver;
+
+pub mod master;
+
+pub mod follow;
+
 pub mod engine;
 
 mod volumes;
+
+mod mirrors;
 
 mod requests;
 

@@ -35,10 +35,7 @@ pub enum MirrorAction {
     /// Go on after a pause.
     Continue,
     /// Walk again from NEW, reusing what the mirror has.
-    Restart {
-        /// Let the mirror's node give up a copy of another volume, or of another history, with this name.
-        discard: bool,
-    },
+    Restart,
     /// Forget the mirror; its parts stay where they are.
     Delete,
 }

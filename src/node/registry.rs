@@ -3,17 +3,20 @@
 //! Owns the list of volumes and the signal that something in their views changed. Never does an operator's work: that
 //! is `requests` and `volumes`.
 
-use super::catalogue::{self, Catalogue};
+use super::catalogue::{self, Catalogue, MountPoint};
 use super::config::Config;
 use super::engine::Engine;
 use super::history::{History, NewEvent};
 use super::host::VolumeHost;
 use super::keys::Identity;
 use super::link::Link;
+use super::mounts::{Mounts, Settings};
 use super::protocol::{Status, VERSION, VolumeStatus};
 use super::refusal::{Code, Refusal};
 use super::state_dir::StateDir;
-use super::volumes;
+use super::{mirrors, volumes};
+use crate::io::file::{SystemClock, SystemRandom};
+use crate::io::{Clock, Random};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +27,9 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 /// How long a stop waits for an operation that is under way on a volume.
 const CLOSE_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often mounts and figures are looked after.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
 
 /// One volume of this node.
 pub type Host = VolumeHost<Engine>;
@@ -43,6 +49,10 @@ pub struct Node {
     pub history: History,
     /// For tasks that other threads start.
     pub runtime: Handle,
+    /// Time, for every engine.
+    pub clock: Arc<dyn Clock>,
+    /// Chance, for every engine.
+    pub random: Arc<dyn Random>,
     /// Lock order: held for moments, to look up or change the list; never while a host is worked on.
     volumes: RwLock<BTreeMap<String, Arc<Host>>>,
     changes: watch::Sender<u64>,
@@ -66,6 +76,8 @@ impl Node {
             catalogue,
             history,
             runtime,
+            clock: Arc::new(SystemClock::new()),
+            random: Arc::new(SystemRandom),
             volumes: RwLock::new(BTreeMap::new()),
             changes: watch::Sender::new(0),
             stopping: AtomicBool::new(false),
@@ -86,14 +98,27 @@ impl Node {
         self.volumes.read().values().cloned().collect()
     }
 
-    /// Adds a volume; `None` when the name is taken.
-    pub fn add_host(&self, host: Host) -> Option<Arc<Host>> {
+    /// Adds a volume, closed; `None` when the name is taken. A wanted mount comes when the volume is open.
+    pub fn new_host(
+        &self,
+        name: &str,
+        view: VolumeStatus,
+        wanted: Option<MountPoint>,
+    ) -> Option<Arc<Host>> {
+        let settings = Settings {
+            threads: self.config.fuse_threads as usize,
+            allow_other: self
+                .config
+                .allow_other
+                .unwrap_or(rustix::process::geteuid().is_root()),
+        };
+        let mounts = Mounts::new(name, settings, wanted);
         let mut volumes = self.volumes.write();
-        if volumes.contains_key(host.name()) {
+        if volumes.contains_key(name) {
             return None;
         }
-        let host = Arc::new(host);
-        volumes.insert(host.name().to_owned(), Arc::clone(&host));
+        let host = Arc::new(VolumeHost::new(Engine::Closed, view, mounts));
+        volumes.insert(name.to_owned(), Arc::clone(&host));
         drop(volumes);
         self.changed();
         Some(host)
@@ -187,6 +212,7 @@ impl Node {
             if self.is_stopping() {
                 return;
             }
+            host.mounts.clear_stale();
             match host.hold("opening") {
                 // What went wrong is in the view and in the history.
                 Ok(mut held) => drop(held.open(self, &host)),
@@ -225,9 +251,37 @@ impl Node {
             .collect()
     }
 
+    /// Looks after mounts and the figures of open volumes until the node stops. Waits for nobody.
+    pub fn watch_volumes(&self) {
+        while !self.is_stopping() {
+            for host in self.hosts() {
+                mirrors::show(self, &host);
+                if let Some(fs) = host.mounts.engine() {
+                    let stats = fs.journal().stats();
+                    self.publish(&host, |view| {
+                        let block = u64::from(view.block_size);
+                        view.buffer_used = stats.used_blocks * block;
+                        view.buffer_size = stats.size_blocks * block;
+                    });
+                }
+            }
+            std::thread::sleep(WATCH_EVERY);
+        }
+    }
+
     /// A link of a known peer arrived.
     pub fn incoming(self: &Arc<Node>, link: Link, place: OwnedSemaphorePermit) {
-        tracing::debug!(peer = link.peer, "nobody takes links yet");
-        drop((link, place));
+        self.runtime
+            .spawn(mirrors::incoming(Arc::clone(self), link, place));
+    }
+
+    /// Monotonic time, as every volume of this node counts it.
+    pub fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    /// Bytes of cache for each volume.
+    pub fn cache_bytes(&self) -> usize {
+        (self.config.cache_mib as usize) << 20
     }
 }

@@ -8,7 +8,7 @@ use super::peers;
 use super::protocol::{Line, Request};
 use super::refusal::{Code, Refusal};
 use super::registry::Node;
-use super::volumes;
+use super::{mirrors, volumes};
 use serde::Serialize;
 use serde_json::Value;
 use states::State;
@@ -92,14 +92,14 @@ impl Node {
                 name,
                 dir,
                 read_only,
-            } => volumes::mount(self, &name, dir, read_only)?,
-            Request::Umount { name } => volumes::umount(self, &name)?,
-            Request::MirrorCreate { .. } | Request::Mirror { .. } | Request::Verify { .. } => {
-                return Err(Refusal::new(
-                    Code::Unsupported,
-                    "this build can not do that yet",
-                    "lockstep --help",
-                ));
+            } => mirrors::mount(self, &name, dir, read_only)?,
+            Request::Umount { name } => mirrors::umount(self, &name)?,
+            Request::MirrorCreate { name, peer, rate } => {
+                mirrors::create(self, &name, &peer, rate)?
+            }
+            Request::Mirror { name, peer, action } => mirrors::act(self, &name, &peer, action)?,
+            Request::Verify { name, peer } => {
+                mirrors::verify(self, &name, peer.as_deref(), answer)?
             }
             // Answered on the runtime.
             Request::Status { .. }

@@ -8,7 +8,7 @@ use super::catalogue::{self, Part, Role};
 use super::control::Answer;
 use super::engine::Engine;
 use super::history::NewEvent;
-use super::host::{Held, VolumeHost};
+use super::host::Held;
 use super::protocol::{Line, NewPart, VolumeStatus};
 use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
@@ -242,11 +242,11 @@ pub fn add(node: &Node, name: &str) -> Result<Arc<Host>, Refusal> {
         block_size: entry.block_size,
         ..VolumeStatus::default()
     };
-    let host = VolumeHost::new(name, Engine::closed(), view);
-    node.add_host(host).ok_or_else(|| {
-        let message = format!("there is a volume {name}");
-        Refusal::new(Code::Exists, message, "lockstep volume list")
-    })
+    node.new_host(name, view, entry.mount.clone())
+        .ok_or_else(|| {
+            let message = format!("there is a volume {name}");
+            Refusal::new(Code::Exists, message, "lockstep volume list")
+        })
 }
 
 /// `volume adopt`
@@ -394,7 +394,7 @@ fn hold_unmounted<'a>(
         .get(name)
         .is_some_and(|v| v.mount.is_some());
     let held = host.hold(what)?;
-    if mounted || held.is_mounted() {
+    if mounted || host.mounts.wanted().is_some() {
         return Err(Refusal::new(
             Code::NotAllowed,
             format!("volume {name} is mounted"),
@@ -512,30 +512,8 @@ pub fn delete(node: &Arc<Node>, name: &str, keep_parts: bool) -> Result<String, 
     Ok(sentence)
 }
 
-/// `mount`
-pub fn mount(
-    node: &Arc<Node>,
-    name: &str,
-    dir: PathBuf,
-    read_only: bool,
-) -> Result<String, Refusal> {
-    let host = node.host(name)?;
-    let mut held = host.hold("mounting")?;
-    held.mount(node, &host, &dir, read_only)
-}
-
-/// `umount`
-pub fn umount(node: &Arc<Node>, name: &str) -> Result<String, Refusal> {
-    let host = node.host(name)?;
-    let held = host.hold("unmounting")?;
-    let forgotten = node.change(|c| {
-        let entry = c.volumes.get_mut(name);
-        let entry = entry.ok_or_else(|| Refusal::no_volume(name))?;
-        Ok(entry.mount.take())
-    })?;
-    drop(held);
-    match forgotten {
-        Some(mount) => Ok(format!("volume {name}: {} unmounted", mount.dir.display())),
-        None => Ok(format!("volume {name} is not mounted")),
-    }
+/// The id in a volume's facts.
+pub fn id_of(node: &Node, name: &str) -> Option<u128> {
+    let file = FactFile::new(node.state.volume(name).join("facts"));
+    file.load().ok().map(|f| f.volume_id)
 }

@@ -1,0 +1,587 @@
+//! One mirror, as its master's node drives it: a thread that feeds the step functions of `mirror::master` with what
+//! happens and carries out what they ask for.
+//!
+//! Owns the connection to the mirror's node and the order of frames on it. Never decides anything. `select` chooses
+//! what happened, then everything is synchronous. Invariants: a frame that has been taken from the stream is sent
+//! before any later one, or the connection is closed; what a closed connection still had to tell is thrown away.
+
+use super::history::NewEvent;
+use super::link::{Frame, Limits, Link, LinkEnd, NotSent};
+use super::protocol::MirrorStatus;
+use super::refusal::{Code, Refusal};
+use super::registry::{Host, Node};
+use super::stores::MapFiles;
+use crate::mirror::hashing::Verdict;
+use crate::mirror::master::{Action, Mirror, Request, Status};
+use crate::mirror::open::OpenMaster;
+use crate::units::Txid;
+use crate::wire::message::Message;
+use states::{Cause, State};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+
+/// How often time is told to the mirror, and its status published.
+const TICK: Duration = Duration::from_millis(100);
+/// Frames sent before other inputs are looked at again.
+const FRAMES_AT_ONCE: usize = 8;
+/// An operator's request is answered within this: the thread may be reading a chunk from a slow disk.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// The last commit of a volume: its transaction and the time of day, ns since 1970.
+pub type Committed = (Txid, i128);
+
+/// What is known of a comparison.
+pub enum Verifying {
+    /// So many blocks of the volume's are behind it.
+    Block(u64),
+    /// It is done.
+    Verdict(Verdict),
+    /// It ended without a result.
+    Refused(Refusal),
+}
+
+enum Input {
+    Operator(Request, blocking::Sender<Result<(), Refusal>>),
+    Verify(blocking::Sender<Verifying>),
+    Dialled(u64, Result<Box<Link>, LinkEnd>),
+    Stop,
+}
+
+/// A running driver.
+#[derive(Debug)]
+pub struct Driver {
+    volume: String,
+    peer: String,
+    inbox: mpsc::Sender<Input>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// By which others reach a driver, without holding it.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    volume: String,
+    peer: String,
+    inbox: mpsc::Sender<Input>,
+}
+
+impl std::fmt::Debug for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Input")
+    }
+}
+
+impl Remote {
+    fn gone(&self) -> Refusal {
+        Refusal::new(
+            Code::NotAllowed,
+            format!(
+                "the mirror of {} on {} is being closed",
+                self.volume, self.peer
+            ),
+            format!("lockstep status {}", self.volume),
+        )
+    }
+
+    /// Carries out an operator's request.
+    pub fn request(&self, request: Request) -> Result<(), Refusal> {
+        let (reply, answer) = blocking::channel();
+        let sent = self.inbox.blocking_send(Input::Operator(request, reply));
+        sent.map_err(|_| self.gone())?;
+        match answer.recv_timeout(ANSWER_WITHIN) {
+            Ok(answer) => answer,
+            Err(blocking::RecvTimeoutError::Disconnected) => Err(self.gone()),
+            Err(blocking::RecvTimeoutError::Timeout) => Err(Refusal::new(
+                Code::Timeout,
+                format!(
+                    "the mirror's thread did not answer within {} s",
+                    ANSWER_WITHIN.as_secs()
+                ),
+                format!("lockstep status {}", self.volume),
+            )),
+        }
+    }
+
+    /// Starts a comparison; what is known of it comes through the channel, which ends with it.
+    pub fn verify(&self) -> Result<blocking::Receiver<Verifying>, Refusal> {
+        let (reply, answer) = blocking::channel();
+        let sent = self.inbox.blocking_send(Input::Verify(reply));
+        sent.map_err(|_| self.gone())?;
+        Ok(answer)
+    }
+}
+
+impl Driver {
+    /// Starts a thread for a mirror.
+    pub fn start(
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        open: OpenMaster,
+        mirror: Mirror,
+        commits: watch::Receiver<Committed>,
+    ) -> std::io::Result<Driver> {
+        let (inbox, inputs) = mpsc::channel(64);
+        let peer = mirror.peer().to_owned();
+        let task = Task {
+            node: Arc::clone(node),
+            host: Arc::clone(host),
+            open,
+            peer: peer.clone(),
+            mirror,
+            link: None,
+            epoch: 0,
+            queue: VecDeque::new(),
+            dialled: inbox.clone(),
+            commits: commits.clone(),
+            verifying: None,
+            gone: false,
+        };
+        let runtime = node.runtime.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("to {peer}"))
+            .spawn(move || runtime.block_on(task.run(inputs, commits)))?;
+        Ok(Driver {
+            volume: host.name().to_owned(),
+            peer,
+            inbox,
+            thread: Some(thread),
+        })
+    }
+
+    /// To ask it something.
+    pub fn remote(&self) -> Remote {
+        Remote {
+            volume: self.volume.clone(),
+            peer: self.peer.clone(),
+            inbox: self.inbox.clone(),
+        }
+    }
+
+    /// Says farewell to the mirror and ends the thread.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A thread that has ended by itself (the mirror was deleted) takes no more.
+            let _ = self.inbox.blocking_send(Input::Stop);
+            let _ = thread.join();
+        }
+    }
+
+    /// Whether the thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(|t| t.is_finished())
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Task {
+    node: Arc<Node>,
+    host: Arc<Host>,
+    open: OpenMaster,
+    peer: String,
+    mirror: Mirror,
+    link: Option<Link>,
+    /// Counts connections: what an earlier one brings late is not taken for the present one.
+    epoch: u64,
+    /// Frames that the link has no room for yet, in order.
+    queue: VecDeque<Frame>,
+    dialled: mpsc::Sender<Input>,
+    commits: watch::Receiver<Committed>,
+    verifying: Option<blocking::Sender<Verifying>>,
+    gone: bool,
+}
+
+/// What the select chose.
+enum Chosen {
+    Input(Option<Input>),
+    Frame(Result<Frame, LinkEnd>),
+    Committed,
+    Wake,
+}
+
+async fn receive(link: &mut Option<Link>) -> Result<Frame, LinkEnd> {
+    match link {
+        Some(link) => link.receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the first frame of the queue may have room.
+async fn room(link: Option<super::link::LinkSender>, payload: Option<usize>) {
+    match (link, payload) {
+        (Some(link), Some(payload)) => link.ready(payload).await,
+        _ => std::future::pending().await,
+    }
+}
+
+impl Task {
+    fn now(&self) -> Duration {
+        self.node.now()
+    }
+
+    async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        mut commits: watch::Receiver<Committed>,
+    ) {
+        let actions = self.mirror.start(self.now());
+        self.act(actions);
+        let mut tick_at = Duration::ZERO;
+        while !self.gone {
+            let now = self.now();
+            if tick_at <= now {
+                tick_at = now + TICK;
+                let actions = self.mirror.tick(now);
+                self.act(actions);
+                self.watch_verify();
+                self.publish();
+            }
+            let wake = self.pump().map_or(tick_at, |at| at.min(tick_at));
+            if self.gone {
+                break;
+            }
+            let payload = self.queue.front().map(|f| f.payload.len());
+            let sender = self.link.as_ref().map(|l| l.sender.clone());
+            let chosen = tokio::select! {
+                biased;
+                input = inputs.recv() => Chosen::Input(input),
+                frame = receive(&mut self.link) => Chosen::Frame(frame),
+                changed = commits.changed() => match changed {
+                    Ok(()) => Chosen::Committed,
+                    // The volume is being closed; the stop is on its way.
+                    Err(_) => std::future::pending().await,
+                },
+                () = room(sender, payload) => Chosen::Wake,
+                () = tokio::time::sleep(wake.saturating_sub(now)) => Chosen::Wake,
+            };
+            match chosen {
+                Chosen::Input(None | Some(Input::Stop)) => break,
+                Chosen::Input(Some(input)) => self.input(input),
+                Chosen::Frame(Ok(frame)) => {
+                    let now = self.now();
+                    let actions = self.mirror.frame(frame.header, frame.payload, now);
+                    self.act(actions);
+                }
+                Chosen::Frame(Err(end)) => self.lost(&end),
+                Chosen::Committed => {
+                    let (txid, _) = *commits.borrow_and_update();
+                    let now = self.now();
+                    self.mirror.committed(txid, now);
+                }
+                Chosen::Wake => {}
+            }
+        }
+        if !self.gone && self.link.is_some() {
+            let reason = "the master's node closes the volume".to_owned();
+            self.queue
+                .push_back(frame(Message::Bye { reason }, Vec::new()));
+            self.send();
+        }
+        // The link writes what it has before it closes.
+        self.close();
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Operator(request, reply) => {
+                let now = self.now();
+                let done = match self.mirror.request(request, now) {
+                    Ok(actions) => {
+                        self.act(actions);
+                        Ok(())
+                    }
+                    Err(refusal) => Err(Refusal::new(
+                        Code::NotAllowed,
+                        refusal.sentence(),
+                        format!("lockstep status {}", self.host.name()),
+                    )),
+                };
+                self.publish();
+                // Whoever asked may have given up.
+                let _ = reply.send(done);
+            }
+            Input::Verify(reply) => {
+                let refused = if self.verifying.is_some() {
+                    Some("a comparison is under way".to_owned())
+                } else if !self.mirror.start_verify() {
+                    let state = self.mirror.state();
+                    Some(format!(
+                        "the mirror is in {state}; only one in INSYNC is compared"
+                    ))
+                } else {
+                    None
+                };
+                match refused {
+                    Some(message) => {
+                        let (volume, peer) = (self.host.name(), &self.peer);
+                        let remedy = format!("lockstep wait {volume} {peer} INSYNC, then again");
+                        let refusal = Refusal::new(Code::NotAllowed, message, remedy);
+                        let _ = reply.send(Verifying::Refused(refusal));
+                    }
+                    None => self.verifying = Some(reply),
+                }
+            }
+            Input::Dialled(epoch, dialled) if epoch == self.epoch => match dialled {
+                Ok(link) => {
+                    self.link = Some(*link);
+                    let now = self.now();
+                    let actions = self.mirror.connected(now);
+                    self.act(actions);
+                }
+                Err(end) => self.lost(&end),
+            },
+            // Of a connection that is not wanted any more: dropping it closes it.
+            Input::Dialled(..) | Input::Stop => {}
+        }
+    }
+
+    /// The connection ended, or did not come about.
+    fn lost(&mut self, end: &LinkEnd) {
+        self.close();
+        let cause = match end {
+            LinkEnd::WrongKey { .. } | LinkEnd::KeyRefused { .. } => Some(Cause::KeyRefused),
+            _ => None,
+        };
+        let now = self.now();
+        let actions = self.mirror.link_lost(&end.to_string(), cause, now);
+        self.act(actions);
+    }
+
+    fn close(&mut self) {
+        self.epoch += 1;
+        self.queue.clear();
+        self.link = None;
+    }
+
+    /// Sends what is queued, then the stream's next frames, as far as the link takes them. When to look again.
+    fn pump(&mut self) -> Option<Duration> {
+        for _ in 0..FRAMES_AT_ONCE {
+            if !self.send() {
+                return None;
+            }
+            if self.link.is_none() {
+                return None;
+            }
+            let now = self.now();
+            let (actions, next, at) = self.mirror.next_frame(now);
+            let acted = !actions.is_empty();
+            self.act(actions);
+            match next {
+                Some((message, payload)) => self.queue.push_back(frame(message, payload)),
+                None if acted => {}
+                None => return at,
+            }
+        }
+        Some(Duration::ZERO)
+    }
+
+    /// Sends what is queued. `false`: the link has no room for all of it.
+    fn send(&mut self) -> bool {
+        let Some(link) = &self.link else {
+            self.queue.clear();
+            return true;
+        };
+        while let Some(next) = self.queue.pop_front() {
+            match link.sender.try_send(next) {
+                Ok(()) => {}
+                Err(NotSent::Full(next)) => {
+                    self.queue.push_front(*next);
+                    return false;
+                }
+                // The receiving half tells why.
+                Err(NotSent::Ended) => {
+                    self.queue.clear();
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        let mut actions: VecDeque<Action> = actions.into();
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Connect => self.dial(),
+                Action::Close => {
+                    self.send();
+                    self.close();
+                }
+                Action::Send(mut message, payload) => {
+                    if let Message::Status(status) = &mut message {
+                        let (txid, at) = *self.commits.borrow();
+                        if txid.0 >= status.txid_committed {
+                            status.committed_at = at;
+                        }
+                    }
+                    self.queue.push_back(frame(message, payload));
+                }
+                Action::Event { from, to, why } => self.record(from, to, &why),
+                Action::Forgotten => self.forget(),
+            }
+        }
+    }
+
+    fn dial(&mut self) {
+        self.close();
+        let epoch = self.epoch;
+        let node = Arc::clone(&self.node);
+        let peer = self.peer.clone();
+        let inbox = self.dialled.clone();
+        self.node.runtime.spawn(async move {
+            let known = node.catalogue.get().peers.get(&peer).cloned();
+            let dialled = match known {
+                None => Err(LinkEnd::Unreachable {
+                    address: peer,
+                    detail: "it is no peer any more".to_owned(),
+                }),
+                Some(known) => {
+                    let limits = Limits {
+                        dead_after: node.config.peer_timeout(),
+                        ..Limits::default()
+                    };
+                    Link::dial(
+                        peer,
+                        &known.address,
+                        &node.identity,
+                        known.fingerprint,
+                        limits,
+                    )
+                    .await
+                }
+            };
+            // A driver that has ended wants no link.
+            let _ = inbox
+                .send(Input::Dialled(epoch, dialled.map(Box::new)))
+                .await;
+        });
+    }
+
+    fn record(&self, from: State, to: State, why: &str) {
+        let status = self.mirror.status(self.now());
+        let message = format!("{from} -> {to}: {why}");
+        let event = NewEvent::mirror("state", self.host.name(), &self.peer, message)
+            .with("from", from.word())
+            .with("to", to.word())
+            .with("reason", why)
+            .with("bytes_bulk", status.bytes_bulk)
+            .with("bytes_sequenced", status.bytes_sequenced)
+            .with("bytes_to_go", status.bytes_to_go)
+            .with("txid_committed", status.txid_committed.0)
+            .with("txid_acked", status.txid_acked.0);
+        self.node.record(event);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        if self.gone {
+            return;
+        }
+        let shown = self.shown(self.mirror.status(self.now()));
+        if self.host.publish_mirror(shown) {
+            self.node.changed();
+        }
+    }
+
+    fn shown(&self, status: Status) -> MirrorStatus {
+        let stats = self.open.shared.journal.stats();
+        let block_size = u64::from(self.open.shared.volume.block_size());
+        let behind = status.txid_acked < status.txid_committed;
+        MirrorStatus {
+            peer: self.peer.clone(),
+            state: status.state.word().to_owned(),
+            reason: status.reason,
+            cracked: status.cracked,
+            bytes_to_go: status.bytes_to_go,
+            bytes_bulk: status.bytes_bulk,
+            bytes_sequenced: status.bytes_sequenced,
+            rate: status.rate,
+            eta_s: status.eta_s,
+            buffer_used: if behind {
+                stats.used_by_mirrors * block_size
+            } else {
+                0
+            },
+            buffer_size: stats.size_blocks * block_size,
+            txid_committed: status.txid_committed.0,
+            txid_acked: status.txid_acked.0,
+            lag_s: (status.lag_s * 1000.0).round() / 1000.0,
+        }
+    }
+
+    fn watch_verify(&mut self) {
+        let Some(reply) = &self.verifying else { return };
+        let news = match (self.mirror.verdict(), self.mirror.verify_cursor()) {
+            (Some(verdict), _) => Verifying::Verdict(verdict),
+            (None, Some(block)) => {
+                if reply.send(Verifying::Block(block.0)).is_err() {
+                    self.mirror.stop_verify();
+                    self.verifying = None;
+                }
+                return;
+            }
+            (None, None) => Verifying::Refused(Refusal::new(
+                Code::NotAllowed,
+                format!(
+                    "the comparison was cut short: the mirror went to {}",
+                    self.mirror.state()
+                ),
+                format!(
+                    "lockstep wait {} {} INSYNC, then again",
+                    self.host.name(),
+                    self.peer
+                ),
+            )),
+        };
+        let _ = reply.send(news);
+        self.verifying = None;
+    }
+
+    /// The mirror is no more.
+    fn forget(&mut self) {
+        self.gone = true;
+        self.close();
+        let volume = self.host.name();
+        if let Err(error) = self.open.remove_mirror(self.mirror.slot()) {
+            tracing::error!(volume, peer = self.peer, %error, "the mirror's place at the log");
+        }
+        MapFiles::new(&self.node.state.volume(volume)).remove(&self.peer);
+        let removed = self.node.change(|c| {
+            if let Some(entry) = c.volumes.get_mut(volume) {
+                entry.mirrors.remove(&self.peer);
+            }
+            Ok(())
+        });
+        if let Err(refusal) = removed {
+            tracing::error!(volume, peer = self.peer, "{refusal}");
+        }
+        self.host.forget_mirror(&self.peer);
+        self.node.changed();
+        let event = NewEvent::mirror("mirror-deleted", volume, &self.peer, "mirror deleted");
+        self.node.record(event);
+    }
+}
+
+fn frame(header: Message, payload: Vec<u8>) -> Frame {
+    Frame {
+        channel: 0,
+        header,
+        payload,
+    }
+}
+
+/// Time of day, ns since 1970.
+pub fn time_of_day() -> i128 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| d.as_nanos() as i128)
+}

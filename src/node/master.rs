@@ -1,0 +1,309 @@
+//! A volume of which this node is the master, open: engine, commit timer, one driver for each mirror.
+//!
+//! Owns the order of opening, draining and closing. Never mounts: it offers the engine to `mounts`.
+
+use super::driver::{Committed, Driver, Remote, time_of_day};
+use super::history::NewEvent;
+use super::mounts::Offer;
+use super::refusal::{Code, Refusal};
+use super::registry::{Host, Node};
+use super::stores::MapFiles;
+use super::timer::Timer;
+use super::volumes::chain;
+use crate::ext4::features::{self, Access};
+use crate::fs::{Fs, FsOptions, FsRole, How, open_volume, read_superblock};
+use crate::mirror::MirrorError;
+use crate::mirror::master::Mirror;
+use crate::mirror::open::{MasterOptions, OpenMaster, open_master};
+use crate::mirror::rate::Rate;
+use crate::units::Txid;
+use crate::volume::Volume;
+use crate::volume::facts::{FactFile, FactStore};
+use crate::volume::mkfs::default_buffer_bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How often a drain looks whether mirrors have everything.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// An open master.
+pub struct Master {
+    open: OpenMaster,
+    timer: Option<Timer>,
+    drivers: BTreeMap<String, Driver>,
+    commits: watch::Receiver<Committed>,
+}
+
+impl std::fmt::Debug for Master {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Master({})", self.open.shared.name)
+    }
+}
+
+/// A volume that can only be read.
+#[derive(Debug)]
+pub struct ReadOnly {
+    fs: Arc<Fs>,
+}
+
+fn failed(error: &MirrorError) -> Refusal {
+    let remedy = "lockstep volume check NAME; see the daemon's log";
+    Refusal::new(Code::Unusable, chain(error), remedy)
+}
+
+/// Whether the volume's features let this program write it.
+pub fn can_write(volume: &Volume) -> Result<Access, Refusal> {
+    let superblock = read_superblock(volume).map_err(|e| failed(&e.into()))?;
+    Ok(features::access(&superblock))
+}
+
+impl ReadOnly {
+    /// Opens for reading: nothing is written, not even a replay.
+    pub fn open(
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        volume: Arc<Volume>,
+        why: &[String],
+    ) -> Result<ReadOnly, Refusal> {
+        let opened = open_volume(volume, Txid(0), How::ReadOnly).map_err(|e| failed(&e.into()))?;
+        let options = FsOptions {
+            role: FsRole::ReadOnly,
+            clock: node.clock.clone(),
+            random: node.random.clone(),
+            cache_bytes: node.cache_bytes(),
+            commit_interval: node.config.commit_interval(),
+        };
+        let fs = Arc::new(Fs::open(opened, options).map_err(|e| failed(&e.into()))?);
+        let warning = format!("it can only be read, because of {}", why.join(", "));
+        node.publish(host, |view| view.warnings = vec![warning]);
+        host.mounts.offer(Offer {
+            fs: Arc::clone(&fs),
+            writable: false,
+            mirror: false,
+        });
+        Ok(ReadOnly { fs })
+    }
+
+    /// Closes it.
+    pub fn close(self, host: &Host) -> Result<(), Refusal> {
+        host.mounts.withdraw();
+        self.fs.close().map(drop).map_err(|e| failed(&e.into()))
+    }
+}
+
+impl Master {
+    /// Opens read-write, starts the timer and the drivers, offers the mount.
+    pub fn open(
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        volume: Arc<Volume>,
+    ) -> Result<Master, Refusal> {
+        let name = host.name();
+        let dir = node.state.create_volume(name);
+        let dir = dir.map_err(|e| Refusal::io("no place for the volume's facts", e))?;
+        let store: Arc<dyn FactStore> = Arc::new(FactFile::new(dir.join("facts")));
+        let facts = store.load().map_err(|e| {
+            let remedy = format!(
+                "put {} back from a backup; without it: lockstep volume delete {name} --keep-parts, then adopt the parts",
+                dir.join("facts").display()
+            );
+            Refusal::new(Code::Unusable, chain(&e), remedy)
+        })?;
+        let options = MasterOptions {
+            node: node.config.name.clone(),
+            facts: store,
+            maps: Arc::new(MapFiles::new(&dir)),
+            clock: node.clock.clone(),
+            random: node.random.clone(),
+            cache_bytes: node.cache_bytes(),
+            commit_interval: node.config.commit_interval(),
+        };
+        let open = open_master(volume, facts, &options).map_err(|e| failed(&e))?;
+        let fs = Arc::clone(&open.shared.fs);
+        let last = open.shared.journal.last_committed();
+        let (committed, commits) = watch::channel((last, time_of_day()));
+        fs.on_commit(Box::new(move |txid| {
+            committed.send_replace((txid, time_of_day()));
+        }));
+        fs.set_low_space_hook(space_hook(&open));
+        let timer = start_timer(node, host, &open)?;
+        let mut master = Master {
+            open,
+            timer: Some(timer),
+            drivers: BTreeMap::new(),
+            commits,
+        };
+        let warnings = master.warnings();
+        node.publish(host, |view| view.warnings = warnings);
+        for slot in master.open.slots.all() {
+            let record = {
+                let facts = master.open.shared.facts.lock();
+                let known = facts.peers.get(&slot.peer);
+                known.map(|k| k.record.clone()).unwrap_or_default()
+            };
+            let rate = Rate::new(record.rate);
+            let shared = master.open.shared.clone();
+            let mirror = Mirror::new(shared, slot.peer.clone(), slot, record, rate);
+            master.drive(node, host, mirror)?;
+        }
+        host.mounts.offer(Offer {
+            fs,
+            writable: true,
+            mirror: false,
+        });
+        Ok(master)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let stats = self.open.shared.journal.stats();
+        let block_size = self.open.shared.volume.block_size();
+        let bytes = stats.size_blocks * u64::from(block_size);
+        let usual = default_buffer_bytes(self.open.shared.volume.len(), block_size);
+        let mut warnings = Vec::new();
+        if bytes < usual / 2 {
+            let (mib, name) = (bytes >> 20, &self.open.shared.name);
+            warnings.push(format!(
+                "the buffer of {mib} MiB is small: mirrors crack early; lockstep volume tune {name} --buffer SIZE"
+            ));
+        }
+        warnings
+    }
+
+    fn drive(&mut self, node: &Arc<Node>, host: &Arc<Host>, mirror: Mirror) -> Result<(), Refusal> {
+        let peer = mirror.peer().to_owned();
+        let driver = Driver::start(node, host, self.open.clone(), mirror, self.commits.clone());
+        let driver = driver.map_err(|e| Refusal::io("no thread for a mirror", e))?;
+        self.drivers.insert(peer, driver);
+        Ok(())
+    }
+
+    /// Adds a mirror. It is in the catalogue already.
+    pub fn add_mirror(
+        &mut self,
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        peer: &str,
+        rate: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let slot = self.open.add_mirror(peer, rate).map_err(|e| failed(&e))?;
+        let record = {
+            let facts = self.open.shared.facts.lock();
+            let known = facts.peers.get(peer);
+            known.map(|k| k.record.clone()).unwrap_or_default()
+        };
+        let shared = self.open.shared.clone();
+        let mirror = Mirror::new(shared, peer.to_owned(), slot, record, Rate::new(rate));
+        self.drive(node, host, mirror)
+    }
+
+    /// The driver of a mirror, to be asked something.
+    pub fn driver(&mut self, peer: &str) -> Option<Remote> {
+        // One whose mirror was deleted has ended by itself.
+        self.drivers.retain(|_, driver| !driver.is_finished());
+        self.drivers.get(peer).map(Driver::remote)
+    }
+
+    /// The peers that have a driver.
+    pub fn peers(&mut self) -> Vec<String> {
+        self.drivers.retain(|_, driver| !driver.is_finished());
+        self.drivers.keys().cloned().collect()
+    }
+
+    /// Waits until every mirror that is in sync has everything, for at most `limit`.
+    fn drain(&self, host: &Host, limit: Duration) {
+        let committed = match self.open.shared.fs.sync() {
+            Ok(_) => self.open.shared.journal.last_committed(),
+            Err(error) => {
+                tracing::error!(volume = host.name(), %error, "the last changes were not committed");
+                return;
+            }
+        };
+        let until = Instant::now() + limit;
+        let insync = states::State::InSync.word();
+        loop {
+            let view = host.view();
+            let behind =
+                |m: &super::protocol::MirrorStatus| m.state == insync && m.txid_acked < committed.0;
+            if !view.mirrors.iter().any(behind) {
+                return;
+            }
+            if Instant::now() >= until {
+                tracing::warn!(
+                    volume = host.name(),
+                    "closed before every mirror had everything; it stays in the log"
+                );
+                return;
+            }
+            std::thread::sleep(DRAIN_LOOK);
+        }
+    }
+
+    /// Withdraws the mount, lets mirrors have what they lack within `drain`, brings everything home, lets the parts go.
+    pub fn close(
+        mut self,
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        drain: Duration,
+    ) -> Result<(), Refusal> {
+        host.mounts.withdraw();
+        self.drain(host, drain);
+        for (_, driver) in std::mem::take(&mut self.drivers) {
+            driver.stop();
+        }
+        drop(self.timer.take());
+        let closed = self.open.close().map_err(|e| failed(&e));
+        node.publish(host, |view| {
+            view.buffer_used = 0;
+            for mirror in &mut view.mirrors {
+                states::State::LinkDown.word().clone_into(&mut mirror.state);
+                "the volume is closed here".clone_into(&mut mirror.reason);
+            }
+        });
+        closed
+    }
+}
+
+/// A local write never fails for a pin: the mirror that is furthest behind gives its claim up.
+fn space_hook(open: &OpenMaster) -> Box<dyn Fn() + Send + Sync> {
+    let slots = Arc::clone(&open.slots);
+    let journal = Arc::clone(&open.shared.journal);
+    let generation = open.shared.generation;
+    Box::new(move || {
+        let positions = slots.all();
+        let slowest = positions
+            .iter()
+            .map(|slot| slot.state.lock().position)
+            .min();
+        let Some(slowest) = slowest else { return };
+        let last = journal.last_committed();
+        if slowest < last
+            && let Err(error) = slots.make_room(&journal, generation, slowest.next(), last)
+        {
+            tracing::error!(%error, "making room for writers");
+        }
+    })
+}
+
+fn start_timer(node: &Arc<Node>, host: &Arc<Host>, open: &OpenMaster) -> Result<Timer, Refusal> {
+    let each = {
+        let open = open.clone();
+        move || {
+            if let Err(error) = open.tick() {
+                tracing::error!(volume = open.shared.name, %error, "the reserve of transaction ids");
+            }
+        }
+    };
+    let failed = {
+        let (node, host) = (Arc::clone(node), Arc::clone(host));
+        move |error: &crate::fs::FsError| {
+            let text = format!("changes can not be committed: {}", chain(error));
+            node.publish(&host, |view| view.reason.clone_from(&text));
+            node.record(NewEvent::volume("commit-failed", host.name(), text));
+        }
+    };
+    let fs = Arc::clone(&open.shared.fs);
+    let timer = Timer::start(fs, node.clock.clone(), each, failed);
+    timer.map_err(|e| Refusal::io("no thread for commits", e))
+}

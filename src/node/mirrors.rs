@@ -1,0 +1,492 @@
+//! What operators do with mirrors and mounts, and whom an incoming link is for.
+//!
+//! Owns the checks before a mirror is made. Never holds a volume's lock while a mirror works.
+
+use super::catalogue::Role;
+use super::control::Answer;
+use super::driver::Verifying;
+use super::engine::Engine;
+use super::follow::{Call, Follow};
+use super::history::NewEvent;
+use super::link::{Frame, Link};
+use super::protocol::{Line, MirrorAction, VolumeStatus};
+use super::refusal::{Code, Refusal, check_name};
+use super::registry::{Host, Node};
+use super::volumes;
+use crate::mirror::hashing::Verdict;
+use crate::mirror::master::Request;
+use crate::wire::message::Message;
+use states::{Cause, MinorCause};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+/// How long a link may say nothing.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long an incoming link waits for an operator's work on its volume.
+const BUSY_FOR_CALLS: Duration = Duration::from_secs(2);
+/// Ranges of a verdict that are named.
+const NAMED: usize = 32;
+
+/// `mount`
+pub fn mount(
+    node: &Arc<Node>,
+    name: &str,
+    dir: PathBuf,
+    read_only: bool,
+) -> Result<String, Refusal> {
+    let host = node.host(name)?;
+    let mut held = host.hold("mounting")?;
+    let is_dir = std::fs::metadata(&dir).map(|m| m.is_dir());
+    if !matches!(is_dir, Ok(true)) && !is_stale(&is_dir) {
+        return Err(Refusal::new(
+            Code::Invalid,
+            format!("{} is no directory", dir.display()),
+            format!("mkdir -p {}", dir.display()),
+        ));
+    }
+    let dir = std::fs::canonicalize(&dir).unwrap_or(dir);
+    if !held.is_open() {
+        held.open(node, &host)?;
+    }
+    if matches!(*held, Engine::ReadOnly(_)) && !read_only {
+        let why = host.view().warnings.join("; ");
+        return Err(Refusal::new(
+            Code::Unusable,
+            format!("volume {name} can not be mounted read-write: {why}"),
+            format!("lockstep mount {name} {} --read-only", dir.display()),
+        ));
+    }
+    let there = host.mounts.mount(&dir, read_only)?;
+    let point = host.mounts.wanted();
+    node.change(|c| {
+        // A mirror without parts yet is not in the catalogue: its mount is entered with them.
+        if let Some(entry) = c.volumes.get_mut(name) {
+            entry.mount = point;
+        }
+        Ok(())
+    })?;
+    show(node, &host);
+    let shown = host.mounts.shown();
+    let sentence = match (there, shown.read_only) {
+        (false, _) => format!(
+            "volume {name} waits: it appears on {} as soon as the copy is consistent",
+            dir.display()
+        ),
+        (true, true) => format!("volume {name} is mounted on {}, read-only", dir.display()),
+        (true, false) => format!("volume {name} is mounted on {}", dir.display()),
+    };
+    node.record(
+        NewEvent::volume("mounted", name, &sentence)
+            .with("dir", dir.display().to_string())
+            .with("read_only", shown.read_only)
+            .with("waits", !there),
+    );
+    Ok(sentence)
+}
+
+/// A mount point that a dead daemon left behind can not be looked at, and is cleared by mounting.
+fn is_stale(looked: &std::io::Result<bool>) -> bool {
+    let code = looked.as_ref().err().and_then(std::io::Error::raw_os_error);
+    code == Some(libc::ENOTCONN)
+}
+
+/// Brings what `status` shows of the mount up to date.
+pub fn show(node: &Node, host: &Host) {
+    if let Some(shown) = host.mounts.look_after() {
+        let wanted = host.mounts.wanted();
+        node.publish(host, |view| {
+            view.mounted = shown.mounted;
+            view.read_only = shown.read_only;
+            view.mount_point = wanted.map(|w| w.dir);
+            view.warnings.retain(|w| !w.starts_with("not mounted: "));
+            if let Some(trouble) = shown.trouble {
+                view.warnings.push(format!("not mounted: {trouble}"));
+            }
+        });
+    }
+}
+
+/// `umount`
+pub fn umount(node: &Arc<Node>, name: &str) -> Result<String, Refusal> {
+    let host = node.host(name)?;
+    let _held = host.hold("unmounting")?;
+    let Some(gone) = host.mounts.umount()? else {
+        return Ok(format!("volume {name} is not mounted"));
+    };
+    node.change(|c| {
+        if let Some(entry) = c.volumes.get_mut(name) {
+            entry.mount = None;
+        }
+        Ok(())
+    })?;
+    show(node, &host);
+    let sentence = format!("volume {name} is unmounted from {}", gone.dir.display());
+    node.record(NewEvent::volume("unmounted", name, &sentence));
+    Ok(sentence)
+}
+
+fn only_on_master(host: &Host, name: &str) -> Refusal {
+    let master = host.view().mirrors.first().map(|m| m.peer.clone());
+    Refusal::new(
+        Code::NotAllowed,
+        format!("volume {name} is a mirror here"),
+        match master {
+            Some(master) => format!("give the command on {master}"),
+            None => "give the command on its master".to_owned(),
+        },
+    )
+}
+
+fn not_open(host: &Host, name: &str) -> Refusal {
+    let reason = host.view().reason;
+    Refusal::new(
+        Code::Unusable,
+        format!("volume {name} is not open read-write: {reason}"),
+        format!("lockstep volume show {name}"),
+    )
+}
+
+/// `mirror create`
+pub fn create(
+    node: &Arc<Node>,
+    name: &str,
+    peer: &str,
+    rate: Option<u64>,
+) -> Result<String, Refusal> {
+    let host = node.host(name)?;
+    let mut held = host.hold("making a mirror")?;
+    if !node.catalogue.get().peers.contains_key(peer) {
+        return Err(Refusal::no_peer(peer));
+    }
+    let engine = &mut *held;
+    if !engine.is_open() {
+        engine.open(node, &host)?;
+    }
+    let master = match engine {
+        Engine::Master(master) => master,
+        Engine::Mirror(_) => return Err(only_on_master(&host, name)),
+        Engine::Closed | Engine::ReadOnly(_) => return Err(not_open(&host, name)),
+    };
+    node.change(|c| {
+        let entry = c.volumes.get_mut(name);
+        let entry = entry.ok_or_else(|| Refusal::no_volume(name))?;
+        if !entry.mirrors.insert(peer.to_owned()) {
+            return Err(Refusal::new(
+                Code::Exists,
+                format!("volume {name} has a mirror on {peer}"),
+                format!("lockstep status {name}, lockstep mirror restart {name} {peer}"),
+            ));
+        }
+        Ok(())
+    })?;
+    let added = master.add_mirror(node, &host, peer, rate);
+    if added.is_err() {
+        node.change(|c| {
+            if let Some(entry) = c.volumes.get_mut(name) {
+                entry.mirrors.remove(peer);
+            }
+            Ok(())
+        })?;
+    }
+    added?;
+    let sentence = format!("mirror of {name} on {peer} created");
+    node.record(NewEvent::mirror("mirror-created", name, peer, &sentence).with("rate", rate));
+    Ok(format!(
+        "{sentence}; watch it: lockstep progress {name} {peer}"
+    ))
+}
+
+/// `mirror pause`, `continue`, `restart`, `delete`
+pub fn act(
+    node: &Arc<Node>,
+    name: &str,
+    peer: &str,
+    action: MirrorAction,
+) -> Result<String, Refusal> {
+    let host = node.host(name)?;
+    let driver = {
+        let mut held = host.hold("looking for a mirror")?;
+        match &mut *held {
+            Engine::Master(master) => master.driver(peer),
+            Engine::Mirror(_) => return Err(only_on_master(&host, name)),
+            Engine::Closed | Engine::ReadOnly(_) => return Err(not_open(&host, name)),
+        }
+    };
+    let driver = driver.ok_or_else(|| Refusal::no_mirror(name, peer))?;
+    let (request, done) = match action {
+        MirrorAction::Pause => (Request::Pause, "paused"),
+        MirrorAction::Continue => (Request::Continue, "continued"),
+        MirrorAction::Restart => (Request::Restart, "restarted"),
+        MirrorAction::Delete => (Request::Delete, "deleted"),
+    };
+    driver.request(request)?;
+    let sentence = format!("mirror of {name} on {peer} {done}");
+    if matches!(action, MirrorAction::Delete) {
+        return Ok(format!(
+            "{sentence}; its copy stays there: lockstep volume delete {name}, on {peer}"
+        ));
+    }
+    Ok(sentence)
+}
+
+/// `verify`
+pub fn verify(
+    node: &Arc<Node>,
+    name: &str,
+    peer: Option<&str>,
+    answer: &Answer,
+) -> Result<String, Refusal> {
+    let host = node.host(name)?;
+    let drivers = {
+        let mut held = host.hold("looking for mirrors")?;
+        let master = match &mut *held {
+            Engine::Master(master) => master,
+            Engine::Mirror(_) => return Err(only_on_master(&host, name)),
+            Engine::Closed | Engine::ReadOnly(_) => return Err(not_open(&host, name)),
+        };
+        let peers = match peer {
+            Some(peer) => vec![peer.to_owned()],
+            None => master.peers(),
+        };
+        let mut drivers = Vec::new();
+        for peer in peers {
+            let driver = master.driver(&peer);
+            let driver = driver.ok_or_else(|| Refusal::no_mirror(name, &peer))?;
+            drivers.push((peer, driver));
+        }
+        drivers
+    };
+    if drivers.is_empty() {
+        return Err(Refusal::new(
+            Code::NotFound,
+            format!("volume {name} has no mirror"),
+            format!("lockstep mirror create {name} PEER"),
+        ));
+    }
+    let block_size = u64::from(host.view().block_size);
+    let mut said = Vec::new();
+    let mut differ = false;
+    for (peer, driver) in drivers {
+        let news = driver.verify()?;
+        let verdict = loop {
+            match news.recv() {
+                Ok(Verifying::Block(_)) if answer.is_gone() => return Ok(String::new()),
+                Ok(Verifying::Block(_)) => {}
+                Ok(Verifying::Verdict(verdict)) => break verdict,
+                Ok(Verifying::Refused(refusal)) => return Err(refusal),
+                Err(_) => {
+                    return Err(Refusal::new(
+                        Code::NotAllowed,
+                        format!("the comparison with {peer} was cut short: the volume was closed"),
+                        format!("lockstep status {name}"),
+                    ));
+                }
+            }
+        };
+        differ |= !verdict.differing.is_empty();
+        let text = report(name, &peer, &verdict, block_size);
+        node.record(
+            NewEvent::mirror(
+                "verified",
+                name,
+                &peer,
+                text.lines().next().unwrap_or_default(),
+            )
+            .with("blocks", verdict.blocks)
+            .with(
+                "differing",
+                verdict.differing.iter().map(|r| r.len).sum::<u64>(),
+            ),
+        );
+        answer.send(Line::Item(text.clone().into()));
+        said.push(text);
+    }
+    match differ {
+        false => Ok(String::new()),
+        true => Err(Refusal::new(
+            Code::Differ,
+            format!("volume {name} and its mirrors differ"),
+            format!("lockstep mirror restart {name} PEER compares by checksums and repairs"),
+        )),
+    }
+}
+
+fn report(name: &str, peer: &str, verdict: &Verdict, block_size: u64) -> String {
+    let at = match verdict.txids {
+        Some((first, last)) if first == last => format!(" at transaction {first}"),
+        Some((first, last)) => format!(" at transactions {first} to {last}"),
+        None => String::new(),
+    };
+    let blocks = verdict.blocks;
+    if verdict.differing.is_empty() {
+        return format!("{name} {peer}: equal, {blocks} blocks compared{at}");
+    }
+    let sum: u64 = verdict.differing.iter().map(|r| r.len).sum();
+    let mut text = format!("{name} {peer}: {sum} of {blocks} blocks differ{at}");
+    for range in verdict.differing.iter().take(NAMED) {
+        text.push_str(&format!(
+            "\n  blocks {} to {} (bytes {} to {})",
+            range.start,
+            range.end().0 - 1,
+            range.start.0 * block_size,
+            range.end().0 * block_size - 1
+        ));
+    }
+    if verdict.differing.len() > NAMED {
+        text.push_str(&format!(
+            "\n  and {} more ranges",
+            verdict.differing.len() - NAMED
+        ));
+    }
+    text
+}
+
+/// A link of a known peer arrived: its first frame says for which volume.
+pub async fn incoming(node: Arc<Node>, mut link: Link, place: OwnedSemaphorePermit) {
+    let peer = link.peer.clone();
+    let hello = match timeout(HELLO_WITHIN, link.receiver.recv()).await {
+        Ok(Ok(frame)) => frame,
+        Ok(Err(end)) => return tracing::info!(peer, "a link ended before it said anything: {end}"),
+        Err(_) => return tracing::warn!(peer, "a link said nothing within {HELLO_WITHIN:?}"),
+    };
+    let Message::Hello {
+        volume, volume_id, ..
+    } = &hello.header
+    else {
+        return tracing::warn!(peer, "a link did not begin with a greeting");
+    };
+    let (volume, volume_id) = (volume.clone(), *volume_id);
+    let sender = link.sender.clone();
+    let taken = tokio::task::spawn_blocking(move || {
+        let call = Call { link, hello, place };
+        take(&node, &volume, volume_id, call)
+    });
+    let refused = match taken.await {
+        Ok(Ok(())) => return,
+        Ok(Err(refused)) => refused,
+        Err(e) => return tracing::error!(peer, "a link was not taken: {e}"),
+    };
+    tracing::warn!(peer, "refused: {refused:?}");
+    let frame = Frame {
+        channel: 0,
+        header: refused.0,
+        payload: Vec::new(),
+    };
+    // The answer goes out, then the link closes: nobody else holds it.
+    let _ = sender.send(frame).await;
+    drop(refused.1);
+}
+
+fn severe(cause: Cause, detail: String) -> Message {
+    Message::Refused {
+        code: cause.word().to_owned(),
+        detail,
+        severe: true,
+    }
+}
+
+fn minor(cause: MinorCause, detail: String) -> Message {
+    Message::Refused {
+        code: cause.word().to_owned(),
+        detail,
+        severe: false,
+    }
+}
+
+/// Gives a link to the follower of its volume, or says why not; the call comes back with that.
+fn take(node: &Arc<Node>, name: &str, id: u128, call: Call) -> Result<(), (Message, Box<Call>)> {
+    let master = call.link.peer.clone();
+    let ours = &node.config.name;
+    let refuse = |message: Message, call: Call| Err((message, Box::new(call)));
+    if node.is_stopping() {
+        let detail = format!("{ours} is stopping");
+        return refuse(minor(MinorCause::PeerStarting, detail), call);
+    }
+    if check_name("volume", name).is_err() {
+        let detail = format!("{name:?} can not be the name of a volume");
+        return refuse(severe(Cause::PartsRefused, detail), call);
+    }
+    let host = match node.host(name) {
+        Ok(host) => host,
+        Err(_) => {
+            let view = VolumeStatus {
+                name: name.to_owned(),
+                role: "mirror".to_owned(),
+                condition: "waiting".to_owned(),
+                reason: "there are no parts yet".to_owned(),
+                read_only: true,
+                ..VolumeStatus::default()
+            };
+            match node.new_host(name, view, None) {
+                Some(host) => host,
+                // Another link was faster.
+                None => match node.host(name) {
+                    Ok(host) => host,
+                    Err(e) => return refuse(minor(MinorCause::PartsBusy, e.message), call),
+                },
+            }
+        }
+    };
+    let mut held = match host.hold_within("taking a call", BUSY_FOR_CALLS) {
+        Ok(held) => held,
+        Err(busy) => return refuse(minor(MinorCause::PartsBusy, busy.message), call),
+    };
+    let catalogue = node.catalogue.get();
+    let entry = catalogue.volumes.get(name);
+    match entry.map(|e| &e.role) {
+        Some(Role::Master) => {
+            let same = volumes::id_of(node, name) == Some(id);
+            let (cause, detail) = match same {
+                true => (
+                    Cause::TwoMasters,
+                    format!("{ours} is a master of {name}, too"),
+                ),
+                false => (
+                    Cause::NameTaken,
+                    format!("{ours} has another volume {name}"),
+                ),
+            };
+            drop(held);
+            return refuse(severe(cause, detail), call);
+        }
+        Some(Role::Mirror { master: known }) if *known != master => {
+            let detail = format!("{name} on {ours} is a mirror of the one on {known}");
+            drop(held);
+            return refuse(severe(Cause::NameTaken, detail), call);
+        }
+        _ => {}
+    }
+    if !held.is_open() {
+        let opened = match entry {
+            Some(_) => held.open(node, &host),
+            None => Follow::start(node, &host, &master, None).map(|f| *held = Engine::Mirror(f)),
+        };
+        if let Err(refusal) = opened {
+            drop(held);
+            let cause = match refusal.code {
+                Code::NotFound => Cause::PartsMissing,
+                Code::Unusable => Cause::MirrorDamaged,
+                Code::Stopping => {
+                    return refuse(minor(MinorCause::PeerStarting, refusal.message), call);
+                }
+                _ if refusal.message.contains("in use") => Cause::PartsInUse,
+                _ => Cause::PartsMissing,
+            };
+            return refuse(severe(cause, refusal.message), call);
+        }
+    }
+    match &*held {
+        Engine::Mirror(follow) => {
+            follow.call(call);
+            Ok(())
+        }
+        _ => {
+            drop(held);
+            let detail = format!("{name} on {ours} is no mirror");
+            refuse(severe(Cause::NameTaken, detail), call)
+        }
+    }
+}
