@@ -1,5 +1,6 @@
 //! Writing data. Owns the choice of the way that bytes take: by value in the running transaction, by reference (fresh blocks,
-//! written home before the transaction knows of them), or over what is at home (no mirror, nothing in the log). In every
+//! written home before the transaction knows of them), or over what is at home (no mirror, nothing in the log). Blocks that
+//! were allocated ahead count as fresh only without a mirror. In every
 //! case data, map and length change in one operation, after the data is where it has to be; a write that fails at home has
 //! changed nothing.
 //!
@@ -262,15 +263,29 @@ impl Fs {
             if let Before::Written(block) = before {
                 self.split_overwrite(&view, file_block, block, len, mirrored, &mut pieces);
             } else {
+                // A block that was allocated ahead is zeros on every copy until a transaction says otherwise: with a mirror
+                // nothing may be there before that, whatever becomes of the operation.
+                let ahead = matches!(before, Before::Unwritten(_));
                 pieces.push(Piece {
                     at: file_block,
                     len,
                     before,
-                    by_value: small,
+                    by_value: small || (ahead && mirrored),
                 });
             }
             at += u64::from(len);
         }
+        // What is overwritten at home can not be undone, so it does not share an operation with what may find no space.
+        let allocates = |piece: &Piece| !matches!(piece.before, Before::Written(_));
+        let at_home = |piece: &Piece| !allocates(piece) && !piece.by_value;
+        let (mut some_allocate, mut some_at_home) = (false, false);
+        let together = pieces.iter().take_while(|piece| {
+            some_allocate |= allocates(piece);
+            some_at_home |= at_home(piece);
+            !(some_allocate && some_at_home)
+        });
+        let together = together.count();
+        pieces.truncate(together);
         Ok((pieces, inode.i_size(view.sb())))
     }
 

@@ -9,6 +9,7 @@ mod model;
 
 mod concurrent;
 mod crash;
+mod damaged;
 mod kernel_filled;
 mod mirrored;
 mod space;

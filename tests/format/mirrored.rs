@@ -288,3 +288,40 @@ fn freed_blocks_that_a_mirror_needs_stay_out_of_use_across_openings() {
     .expect("allocated");
     fs.close().expect("closed");
 }
+
+#[test]
+fn a_write_that_needs_what_a_mirror_pins_asks_for_it_and_succeeds() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    mke2fs(&image, 16 << 20, &DEBIAN_12).expect("mke2fs");
+    let volume = engine::volume(vec![engine::file_disk(&image, false)], 4096);
+    let opened = open_volume(volume, Txid(0), How::ReadWrite).expect("opens");
+    let journal = Arc::clone(&opened.journal);
+    journal.set_consumer(1, Txid(0));
+    journal.begin_segment(GENERATION, Txid(1)).expect("begun");
+    let fs = Fs::open(opened, engine::options(FsRole::Master)).expect("the engine opens");
+    fs.set_mirrored(true).expect("set");
+    let asked = Arc::new(Mutex::new(0));
+    let hook = (Arc::clone(&asked), Arc::clone(&journal));
+    fs.set_low_space_hook(Box::new(move || {
+        *hook.0.lock().expect("unpoisoned") += 1;
+        hook.1.remove_consumer(1);
+    }));
+    let new = New {
+        mode: 0o100_644,
+        ..New::default()
+    };
+    let free = fs.statfs().expect("statfs").bfree;
+    let len = (free as usize - 64) * 4096;
+    for round in 0..2 {
+        let attr = fs.create(ROOT, b"file", &new).expect("created");
+        let written = fs.write(attr.ino, 0, &vec![round; len]).expect("written");
+        assert_eq!(written, len);
+        assert_eq!(*asked.lock().expect("unpoisoned"), usize::from(round));
+        fs.unlink(ROOT, b"file").expect("removed");
+    }
+    fs.close().expect("closed");
+    drop(fs);
+    drop(journal);
+    e2fsck(&image).expect("clean");
+}

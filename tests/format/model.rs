@@ -33,6 +33,10 @@ pub struct Model {
     next: u64,
     /// Longest file, in bytes.
     pub max_bytes: u64,
+    /// The volume may be full: what it has no space for must change nothing.
+    pub tight: bool,
+    /// How often it was.
+    pub refused: usize,
 }
 
 const TOP: u64 = 1;
@@ -52,6 +56,8 @@ impl Model {
             inos: BTreeMap::new(),
             next: 3,
             max_bytes: 600_000,
+            tight: false,
+            refused: 0,
         };
         let node = |ino: Ino| {
             let attr = fs.getattr(ino).expect("it is there");
@@ -69,6 +75,13 @@ impl Model {
         model.inos.insert(2, lost);
         model.node(TOP).names.insert(b"lost+found".to_vec(), 2);
         model
+    }
+
+    /// Whether an operation was refused for want of space, which a tight volume may do.
+    fn no_space<T>(&mut self, result: &Result<T, FsError>) -> bool {
+        let refused = self.tight && matches!(result, Err(FsError::NoSpace));
+        self.refused += usize::from(refused);
+        refused
     }
 
     fn node(&mut self, id: u64) -> &mut Node {
@@ -179,6 +192,9 @@ impl Model {
         };
         let what = format!("create {:o} {} in {dir}", new.mode, show(&name));
         let result = fs.create(self.inos[&dir], &name, &new);
+        if self.no_space(&result) {
+            return what;
+        }
         if self.nodes[&dir].names.contains_key(&name) {
             assert_eq!(
                 result.as_ref().map_err(errno).err(),
@@ -210,6 +226,9 @@ impl Model {
         let target = vec![b'a' + rng.below(26) as u8; len];
         let what = format!("symlink {} of {len} bytes in {dir}", show(&name));
         let result = fs.symlink(self.inos[&dir], &name, &target, 5, 6);
+        if self.no_space(&result) {
+            return what;
+        }
         if self.nodes[&dir].names.contains_key(&name) {
             assert_eq!(
                 result.as_ref().map_err(errno).err(),
@@ -242,6 +261,9 @@ impl Model {
         };
         let what = format!("link {id} as {} in {dir}", show(&name));
         let result = fs.link(self.inos[&id], self.inos[&dir], &name);
+        if self.no_space(&result) {
+            return what;
+        }
         let expect = if self.is_dir(id) {
             Some(libc::EPERM)
         } else if self.nodes[&dir].names.contains_key(&name) {
@@ -307,6 +329,9 @@ impl Model {
             show(&new_name)
         );
         let result = fs.rename(self.inos[&from], &name, self.inos[&to], &new_name, flags);
+        if self.no_space(&result) {
+            return what;
+        }
         let expect = self.rename_model(from, &name, to, &new_name, flags);
         assert_eq!(result.as_ref().map_err(errno).err(), expect, "{what}");
         what
@@ -397,16 +422,19 @@ impl Model {
             false => rng.bytes(len),
         };
         let what = format!("write {len} bytes at {at} of {id}");
-        let done = fs
-            .write(self.inos[&id], at, &data)
-            .unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert_eq!(done, len, "{what}");
+        let result = fs.write(self.inos[&id], at, &data);
+        if self.no_space(&result) {
+            return what;
+        }
+        let done = result.unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(done == len || self.tight && done > 0, "{what}");
+        let (len, data) = (done, &data[..done]);
         let bytes = &mut self.node(id).bytes;
         let end = at as usize + len;
         if bytes.len() < end {
             bytes.resize(end, 0);
         }
-        bytes[at as usize..end].copy_from_slice(&data);
+        bytes[at as usize..end].copy_from_slice(data);
         self.node(id).mtime = None;
         what
     }
@@ -443,8 +471,11 @@ impl Model {
             _ => FallocMode::ZeroRange { keep_size },
         };
         let what = format!("{mode:?} {len} bytes at {at} of {id}");
-        fs.fallocate(self.inos[&id], mode, at, len as u64)
-            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        let result = fs.fallocate(self.inos[&id], mode, at, len as u64);
+        let keep_size = self.no_space(&result) || {
+            result.unwrap_or_else(|e| panic!("{what}: {e}"));
+            keep_size
+        };
         let bytes = &mut self.node(id).bytes;
         let end = at as usize + len;
         let inside = end.min(bytes.len());

@@ -1,5 +1,7 @@
 //! Images that the engine writes, judged by e2fsck and by the kernel.
 
+use lockstepfs::fs::{FallocMode, New};
+
 use crate::engine;
 use crate::model::Model;
 use crate::testkit::{
@@ -74,5 +76,55 @@ fn random_operations_on_every_feature_set() {
     let writable = |set: &&FeatureSet| set.name != "quota";
     for (seed, set) in FEATURE_SETS.iter().filter(writable).enumerate() {
         random_operations(set, 100 + seed as u64, 2, 250, seed % 2 == 0);
+    }
+}
+
+#[test]
+fn random_operations_on_a_volume_that_is_full_most_of_the_time() {
+    for (seed, name) in ["debian-12-1k", "debian-12", "no-csum", "inode-128"]
+        .iter()
+        .enumerate()
+    {
+        let set = FEATURE_SETS
+            .iter()
+            .find(|set| set.name == *name)
+            .expect("a feature set");
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = dir.path().join("image");
+        mke2fs(&image, 9 << 20, set).expect("mke2fs");
+        let mut rng = Rng(seed as u64 + 900);
+        let fs = engine::open_image(&image, set.block_size);
+        fs.set_mirrored(seed % 2 == 0).expect("set");
+        let mut model = Model::new(&fs);
+        // Takes most of the space for as long as the volume is open.
+        let new = New {
+            mode: 0o100_600,
+            ..New::default()
+        };
+        let ballast = fs.create(engine::ROOT, b"ballast", &new).expect("created");
+        fs.hold(ballast.ino);
+        let bytes = fs.statfs().expect("statfs").bfree * u64::from(set.block_size) - (400 << 10);
+        fs.fallocate(
+            ballast.ino,
+            FallocMode::Allocate { keep_size: true },
+            0,
+            bytes,
+        )
+        .expect("allocated");
+        fs.unlink(engine::ROOT, b"ballast").expect("removed");
+        model.tight = true;
+        model.max_bytes = 2_000_000;
+        for step in 0..1500 {
+            let what = model.step(&fs, &mut rng);
+            if step % 100 == 99 {
+                eprintln!("{name}, step {step}: {what}, {} refused", model.refused);
+                model.assert_same(&fs);
+            }
+        }
+        assert!(model.refused > 20, "{name}: it was full");
+        model.assert_same(&fs);
+        fs.close().expect("closed");
+        drop(fs);
+        e2fsck(&image).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }
