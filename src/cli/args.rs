@@ -373,8 +373,8 @@ pub struct VerifyArgs {
 /// `lockstep demo`
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Size of the volume.
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
+    /// How much is copied in, at most; each copy takes a little more.
+    #[arg(long, value_name = "SIZE", default_value = "200M", value_parser = parse_size)]
     pub size: u64,
     /// Leave both nodes running and both mounts up, and say what to try.
     #[arg(long)]

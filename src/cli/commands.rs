@@ -8,7 +8,7 @@ use super::client::{ask, ask_if_running, call, command, get};
 use super::exit::Exit;
 use super::size::show;
 use super::table::Table;
-use super::{Failed, say, watch};
+use super::{Failed, demo, say, watch};
 use crate::node::catalogue::{CatalogueError, Store};
 use crate::node::config::Config;
 use crate::node::keys::Identity;
@@ -39,11 +39,7 @@ pub fn run(cli: Cli) -> Result<Exit, Failed> {
         Command::Events(args) => watch::events(&state, &args),
         Command::Wait(args) => watch::wait(&state, &args),
         Command::Verify(args) => watch::verify(&state, &args),
-        Command::Demo(_) => Err(Failed::new(
-            Exit::Failure,
-            "the demo is not part of this build",
-            "lockstep --help",
-        )),
+        Command::Demo(args) => demo::run(&args),
     }
 }
 

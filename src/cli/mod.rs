@@ -17,6 +17,8 @@ mod commands;
 
 mod watch;
 
+mod demo;
+
 use args::Cli;
 use clap::Parser;
 use clap::error::ErrorKind;
