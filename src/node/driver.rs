@@ -138,6 +138,8 @@ impl Driver {
             verifying: None,
             gone: false,
         };
+        // Whoever created the mirror sees it at once.
+        task.publish();
         let runtime = node.runtime.clone();
         let thread = std::thread::Builder::new()
             .name(format!("to {peer}"))
