@@ -37,8 +37,8 @@ impl Layout {
             if let Some(list) = line.strip_prefix("Free blocks: ") {
                 free.extend(list.split(',').filter_map(range));
             }
-            if let Some(rest) = line.strip_prefix("Group ") {
-                let (_, blocks) = rest.split_once("(Blocks ").unwrap();
+            // "Group 0: (Blocks 1-8192) ..."; other lines begin with the word, too.
+            if let Some((_, blocks)) = line.split_once(": (Blocks ") {
                 let (blocks, _) = blocks.split_once(')').unwrap();
                 first.insert(*range(blocks).unwrap().start());
             }
@@ -195,4 +195,45 @@ pub fn recovered_by_kernel(copy: &Path) -> Tree {
     mount.unmount().unwrap();
     e2fsck(copy).unwrap();
     tree
+}
+
+#[test]
+fn a_block_that_differs_is_noticed_and_what_is_exempt_is_not() {
+    if !crate::testkit::need_loop() {
+        return;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    for block_size in [1024, 4096] {
+        crate::testkit::mke2fs_with(&one, 32 << 20, "", block_size).unwrap();
+        let mount = LoopMount::new(&one).unwrap();
+        std::fs::write(mount.path("file"), vec![1; 100_000]).unwrap();
+        mount.unmount().unwrap();
+        copy_of(&one, &two);
+        assert_equal_blocks(&one, &two);
+        let file = File::options().write(true).open(&two).unwrap();
+        // The mount count and the checksum; and a block that is not allocated.
+        file.write_all_at(&[77], 1024 + 0x34).unwrap();
+        file.write_all_at(&[77], 1024 + 0x3fc).unwrap();
+        let free = *Layout::of(&one).free.last().unwrap().start();
+        file.write_all_at(&[77], free * u64::from(block_size))
+            .unwrap();
+        assert_equal_blocks(&one, &two);
+        // The volume's name; and the last byte of a file's block.
+        for at in [
+            1024 + 0x78,
+            Layout::of(&one).compared()[40] * u64::from(block_size) + 1,
+        ] {
+            let mut byte = [0];
+            File::open(&two)
+                .unwrap()
+                .read_exact_at(&mut byte, at)
+                .unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            let seen = std::panic::catch_unwind(|| assert_equal_blocks(&one, &two));
+            assert!(seen.is_err(), "byte {at}");
+            file.write_all_at(&byte, at).unwrap();
+        }
+        assert_equal_blocks(&one, &two);
+    }
 }

@@ -288,3 +288,34 @@ impl Drop for Writer {
         // Not joined: the file system may be gone with the cluster, or hang; the thread ends with its next call.
     }
 }
+
+#[test]
+fn a_broken_promise_is_noticed() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = dir.path().join("writer");
+    let writer = Writer::start(at.clone(), 1);
+    writer.wait_for(400, Duration::from_secs(60));
+    let acknowledged = writer.stop();
+    acknowledged.assert_kept(&at);
+    let file = acknowledged.files.keys().next().unwrap();
+    let removed = acknowledged.removed.first().unwrap();
+    std::fs::remove_file(at.join(format!("file{file}"))).unwrap();
+    std::fs::write(at.join(format!("file{removed}")), b"").unwrap();
+    std::fs::write(at.join("current"), slot(0)).unwrap();
+    for name in ["records", "slots"] {
+        let open = File::options().write(true).open(at.join(name)).unwrap();
+        open.set_len(100).unwrap();
+    }
+    let broken = acknowledged.broken(&at).join("\n");
+    for what in [
+        &format!("file{file}:"),
+        "is back",
+        "current",
+        "record 0",
+        "slot",
+    ] {
+        assert!(broken.contains(what), "{what}: {broken}");
+    }
+    // And goes on where it ended.
+    Writer::go_on(at, 2, acknowledged).stop();
+}
