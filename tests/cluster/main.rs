@@ -22,6 +22,7 @@ mod cut;
 mod first_copy;
 mod killed;
 mod mounts;
+mod oracles;
 mod recipe;
 mod severe;
 mod stopped;
