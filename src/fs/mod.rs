@@ -66,6 +66,7 @@ pub use open::{
     FsOptions, FsRole, How, Opened, block_size_of, journal_map, open_volume, read_superblock,
     set_recover,
 };
+pub use write::WriteFor;
 
 use crate::io::{Clock, Random};
 use crate::journal::Journal;

@@ -40,6 +40,16 @@ const WRITE_CREDITS: usize = 40;
 /// Separate pieces (extents inserted or converted) of one operation at most.
 const CHUNK_PIECES: usize = 4;
 
+/// On whose behalf the kernel asks for a write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFor {
+    /// Somebody who may not keep set-user-id and set-group-id (FUSE_WRITE_KILL_SUIDGID).
+    pub kill_suidgid: bool,
+    /// The kernel's own cache (FUSE_WRITE_CACHE). The times of such a write are the kernel's, which sets them by itself,
+    /// before or after: the moment at which the bytes arrive here is nobody's.
+    pub writeback: bool,
+}
+
 /// What is at a piece of the file before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
@@ -84,16 +94,16 @@ impl Drop for Reserved<'_> {
 impl Fs {
     /// Writes `data` at `offset`; the number of bytes written, fewer only when space ran out or the disk failed on the way.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize, FsError> {
-        self.write_as(ino, offset, data, false)
+        self.write_as(ino, offset, data, WriteFor::default())
     }
 
-    /// As `write`; `kill_suidgid` is FUSE_WRITE_KILL_SUIDGID: drop set-user-id and set-group-id.
+    /// As `write`, for the kernel.
     pub fn write_as(
         &self,
         ino: Ino,
         offset: u64,
         data: &[u8],
-        kill_suidgid: bool,
+        by: WriteFor,
     ) -> Result<usize, FsError> {
         self.check_writable()?;
         let end = offset
@@ -109,7 +119,7 @@ impl Fs {
         let mut most = self.chunk_blocks();
         while done < data.len() {
             let at = offset + done as u64;
-            match self.write_chunk(ino, at, &data[done..], most, small, kill_suidgid) {
+            match self.write_chunk(ino, at, &data[done..], most, small, by) {
                 Ok(bytes) => done += bytes,
                 // What there is room for is written.
                 Err(FsError::NoSpace) if most > 1 => most = most.div_ceil(4),
@@ -137,7 +147,7 @@ impl Fs {
         data: &[u8],
         most: usize,
         small: bool,
-        kill_suidgid: bool,
+        by: WriteFor,
     ) -> Result<usize, FsError> {
         let block_size = self.block_size as u64;
         let first = offset / block_size;
@@ -209,10 +219,12 @@ impl Fs {
                 op.set_size(&mut inode, end)?;
                 data_changes = true;
             }
-            op.drop_privileges(ino, &mut inode, kill_suidgid)?;
-            let now = op.now();
-            inode.set_i_mtime(now);
-            inode.set_i_ctime(now);
+            op.drop_privileges(ino, &mut inode, by.kill_suidgid)?;
+            if !by.writeback {
+                let now = op.now();
+                inode.set_i_mtime(now);
+                inode.set_i_ctime(now);
+            }
             op.put_inode(ino, &mut inode, data_changes)
         })?;
         reserved.ranges.clear();

@@ -14,7 +14,9 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fs::{Attr, FallocMode, Fs, FsError, New, RenameFlags, SetAttr, Whence, XattrMode};
+use crate::fs::{
+    Attr, FallocMode, Fs, FsError, New, RenameFlags, SetAttr, Whence, WriteFor, XattrMode,
+};
 use crate::fuse::nodes::Nodes;
 use crate::fuse::syncer::{Syncer, Waiting};
 use crate::fuse::{FOR_EVER, MountOptions, convert};
@@ -496,8 +498,11 @@ impl Filesystem for Adapter {
     ) {
         count!(self, write);
         let ino = or_reply!(self.writable(ino), reply);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let written = or_reply!(self.fs.write_as(ino, offset, data, kill), reply);
+        let by = WriteFor {
+            kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            writeback: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+        };
+        let written = or_reply!(self.fs.write_as(ino, offset, data, by), reply);
         reply.written(written as u32);
     }
 
