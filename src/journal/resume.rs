@@ -232,9 +232,10 @@ impl State {
             self.next_tid = first.tid();
         }
         if self.txns.is_empty() {
-            // Nothing was resumed: what came before can not be served.
+            // Nothing was resumed: what came before can not be served. Nor is there anything between the last and the
+            // first, so a mirror that is at the last lacks nothing, also before the first is committed.
             if self.saved.is_none() {
-                self.kept_after = Txid(first.0.saturating_sub(1));
+                self.kept_after = self.last;
             }
         }
         let head = self.head;
