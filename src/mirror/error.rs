@@ -45,17 +45,41 @@ pub enum MirrorError {
 
 /// The cause in the state table that a failure of the mirror's own disk or copy has.
 pub fn disk_cause(error: &MirrorError) -> Cause {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return match io.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                    Cause::MirrorDiskFull
-                }
-                _ => Cause::MirrorDiskFailing,
-            };
-        }
-        source = error.source();
+    match error {
+        MirrorError::Refused { cause, .. } => *cause,
+        MirrorError::Journal(error) => journal_cause(error),
+        MirrorError::Volume(error) => volume_cause(error),
+        MirrorError::Fs(FsError::Io { source, .. }) => io_cause(source),
+        MirrorError::Dirty(DirtyError::Io { source, .. }) => io_cause(source),
+        MirrorError::Facts(FactsError::Io { source, .. }) => io_cause(source),
+        MirrorError::Fs(_)
+        | MirrorError::Dirty(_)
+        | MirrorError::Facts(_)
+        | MirrorError::LogLost(_)
+        | MirrorError::Protocol(_) => Cause::MirrorDamaged,
     }
-    Cause::MirrorDamaged
+}
+
+fn journal_cause(error: &JournalError) -> Cause {
+    match error {
+        JournalError::Io { source, .. } => volume_cause(source),
+        JournalError::Aborted(first) => journal_cause(first),
+        _ => Cause::MirrorDamaged,
+    }
+}
+
+fn volume_cause(error: &VolumeError) -> Cause {
+    match error.is_full() {
+        true => Cause::MirrorDiskFull,
+        false => Cause::MirrorDiskFailing,
+    }
+}
+
+fn io_cause(error: &std::io::Error) -> Cause {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            Cause::MirrorDiskFull
+        }
+        _ => Cause::MirrorDiskFailing,
+    }
 }

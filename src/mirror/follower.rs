@@ -128,8 +128,10 @@ pub struct Follower {
     facts: Arc<Mutex<Facts>>,
     phase: Phase,
     current: Option<Current>,
-    /// Cleared by what a stream says first.
+    /// A stream has begun on the present link.
     streaming: bool,
+    /// Something failed that makes what is open here useless: the next call opens it anew.
+    failed: bool,
 }
 
 impl Follower {
@@ -150,6 +152,7 @@ impl Follower {
             phase: Phase::Idle,
             current: None,
             streaming: false,
+            failed: false,
         };
         let mut outputs = Vec::new();
         if follower.volume.is_some() && follower.is_consistent() {
@@ -191,12 +194,27 @@ impl Follower {
         }
     }
 
-    /// Handles one frame.
+    /// Handles one frame. After an error the session is over; the next one opens anew what the error made useless.
     pub fn frame(
         &mut self,
         message: Message,
         payload: Vec<u8>,
     ) -> Result<Vec<Output>, MirrorError> {
+        let result = self.take(message, payload);
+        self.note_failure(result)
+    }
+
+    fn note_failure<T>(&mut self, result: Result<T, MirrorError>) -> Result<T, MirrorError> {
+        // A master that breaks the protocol breaks nothing here.
+        if let Err(error) = &result
+            && !matches!(error, MirrorError::Protocol(_))
+        {
+            self.failed = true;
+        }
+        result
+    }
+
+    fn take(&mut self, message: Message, payload: Vec<u8>) -> Result<Vec<Output>, MirrorError> {
         let mut out = Vec::new();
         match message {
             Message::Hello {
@@ -270,7 +288,8 @@ impl Follower {
     /// Nothing more has come for now: what has is made durable, shown, and acknowledged.
     pub fn idle(&mut self) -> Result<Vec<Output>, MirrorError> {
         let mut out = Vec::new();
-        self.idle_into(&mut out)?;
+        let result = self.idle_into(&mut out);
+        self.note_failure(result)?;
         Ok(out)
     }
 

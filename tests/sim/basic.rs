@@ -1,6 +1,9 @@
 //! The walk from NEW to INSYNC, and what can come in between.
 
+use std::sync::Arc;
+
 use lockstepfs::fs::New;
+use lockstepfs::io::sim::Fault;
 use lockstepfs::mirror::master::Request;
 use lockstepfs::units::Ino;
 use states::State;
@@ -172,5 +175,46 @@ fn either_node_may_lose_power() {
             world.trace
         );
         let _ = bulk;
+    }
+}
+
+#[test]
+fn a_failing_disk_on_the_mirror_stops_only_the_mirror() {
+    for fault in [Fault::WritesAfter(2), Fault::FlushesAfter(0)] {
+        let mut world = World::new(5, 8 << 20);
+        let ino = file(&world, "f", &pattern(1, 300_000));
+        world.create_mirror();
+        world.settle();
+        let disk = Arc::clone(&world.mirror_parts.disk);
+        disk.inject(fault);
+        for n in 0..5u8 {
+            let at = u64::from(n) * 4096;
+            world.fs().write(ino, at, &pattern(n, 4096)).unwrap();
+            world.fs().sync().unwrap();
+            for _ in 0..20 {
+                world.step();
+            }
+        }
+        world.until(State::Error);
+        let status = world.mirror.as_ref().unwrap().status(world.now());
+        assert!(
+            status.reason.contains("disk of the mirror's node"),
+            "{}",
+            status.reason
+        );
+        disk.heal();
+        world.request(Request::Restart);
+        world.settle();
+        world.assert_equal();
+        assert_eq!(
+            world
+                .mirror
+                .as_ref()
+                .unwrap()
+                .status(world.now())
+                .bytes_bulk,
+            status.bytes_bulk,
+            "what it had is used again"
+        );
     }
 }

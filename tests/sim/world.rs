@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
 use lockstepfs::io::{Clock, Disk, Timespec};
-use lockstepfs::mirror::follower::{Env, Follower, Output, PartStore};
+use lockstepfs::mirror::MirrorError;
+use lockstepfs::mirror::follower::{Env, Follower, Output, PartStore, failure};
 use lockstepfs::mirror::master::{Action, Mirror, Request};
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::rate::Rate;
@@ -446,15 +447,15 @@ impl World {
                 (self.to_mirror.pop_front(), &mut self.follower)
             {
                 moved = true;
-                let outputs = follower.frame(message, payload).unwrap();
-                self.put_out(outputs);
+                let handled = follower.frame(message, payload);
+                self.handled(handled);
             }
         }
         if self.to_mirror.is_empty()
             && let Some(follower) = &mut self.follower
         {
-            let outputs = follower.idle().unwrap();
-            self.put_out(outputs);
+            let handled = follower.idle();
+            self.handled(handled);
         }
         if self.random.chance(2)
             && let Some(follower) = &mut self.follower
@@ -469,6 +470,19 @@ impl World {
             self.act(actions);
         }
         moved
+    }
+
+    /// What a follower did, or that it can not go on: it says why, and hangs up.
+    fn handled(&mut self, handled: Result<Vec<Output>, MirrorError>) {
+        match handled {
+            Ok(outputs) => self.put_out(outputs),
+            Err(error) => {
+                self.to_mirror.clear();
+                self.to_master.push_back((failure(&error), Vec::new()));
+                // What is left of the session may fail in the same way.
+                let _ = self.follower.as_mut().map(Follower::disconnected);
+            }
+        }
     }
 
     pub fn state(&self) -> State {

@@ -16,6 +16,15 @@ impl Follower {
         volume_id: u128,
         out: &mut Vec<Output>,
     ) {
+        if std::mem::take(&mut self.failed) {
+            // Whoever mended the disk asks again: the parts are opened anew, and the log is recovered.
+            if matches!(self.phase, Phase::Following(_)) {
+                out.push(Output::Withdraw);
+            }
+            self.phase = Phase::Idle;
+            self.current = None;
+            self.volume = None;
+        }
         let facts = self.facts.lock();
         let refusal = if version != PROTOCOL_VERSION {
             let detail =
