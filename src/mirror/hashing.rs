@@ -173,6 +173,11 @@ impl Questions {
         (!verify.asked_all).then_some(verify.cursor)
     }
 
+    /// How far a `verify` is that is not finished: the last answers may be on their way still.
+    pub fn verify_cursor(&self) -> Option<BlockNo> {
+        self.verify.as_ref().map(|verify| verify.cursor)
+    }
+
     /// `verify` asked about everything before `cursor`, as of `txid`.
     pub fn verified_to(&mut self, cursor: BlockNo, txid: Txid) {
         if let Some(verify) = &mut self.verify {

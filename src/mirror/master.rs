@@ -466,7 +466,7 @@ impl Mirror {
 
     /// How far a running comparison is: the next block.
     pub fn verify_cursor(&self) -> Option<BlockNo> {
-        self.stream.questions.verifying()
+        self.stream.questions.verify_cursor()
     }
 
     // ---- the machine ----
@@ -649,7 +649,8 @@ impl Mirror {
     /// The buffer is the volume's journal: it is secured by this mirror's claim on it, which the slot has made.
     fn secure(&mut self, now: Duration, out: &mut Vec<Action>) {
         let stats = self.shared.journal.stats();
-        let least = 1024;
+        // Its superblock is not counted: the smallest that mke2fs makes.
+        let least = 1023;
         if stats.size_blocks < least {
             self.detail = format!(
                 "the journal has {} blocks, {least} are needed",

@@ -136,7 +136,16 @@ impl Master {
             commits,
         };
         let warnings = master.warnings();
-        node.publish(host, |view| view.warnings = warnings);
+        let (stats, block) = (
+            master.open.shared.journal.stats(),
+            u64::from(master.open.shared.volume.block_size()),
+        );
+        node.publish(host, |view| {
+            view.warnings = warnings;
+            // Before the timer says so: whoever opened it, or tuned it, shows the size.
+            view.buffer_size = stats.size_blocks * block;
+            view.buffer_used = stats.used_blocks * block;
+        });
         for slot in master.open.slots.all() {
             let record = {
                 let facts = master.open.shared.facts.lock();

@@ -15,8 +15,10 @@ fn a_cut_link_is_linkdown_then_insync_by_replay() {
         return;
     }
     let mut cluster = Cluster::linked();
-    cluster.replicated(400, &[]);
-    let writer = Writer::start(cluster.alpha.path("writer"), 31);
+    // Room for what is written meanwhile: otherwise it cracks, which is another test.
+    cluster.replicated(800, &["--buffer", "256M"]);
+    let pause = Duration::from_millis(10);
+    let writer = Writer::paced(cluster.alpha.path("writer"), 31, pause);
     writer.wait_for(50, Duration::from_secs(30));
     let bulk = cluster.bytes_bulk();
     let hosts = cluster.hosts.as_ref().unwrap();

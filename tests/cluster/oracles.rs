@@ -63,11 +63,15 @@ fn pjdfstest_finds_nothing() {
         let text = "[settings]\nnaptime = 0.01\n[features]\n[dummy_auth]\n\
                     entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"], [\"bin\", \"bin\"]]\n";
         std::fs::write(&config, text).unwrap();
+        // By a short path: those of sockets have 107 bytes.
+        let short = tempfile::tempdir().unwrap();
+        let link = short.path().join("w");
+        std::os::unix::fs::symlink(dir, &link).unwrap();
         let args = [
             "-c".as_ref(),
             config.as_os_str(),
             "-p".as_ref(),
-            dir.as_os_str(),
+            link.as_os_str(),
         ];
         let out = run_for(180, "pjdfstest", &args).unwrap();
         let text = said(&out);
@@ -108,8 +112,9 @@ fn stress_ng_finds_nothing() {
             .lines()
             .filter(|l| l.contains("fail:") || l.contains("unsuccessful"))
             .collect();
+        // 3: a stressor found too little room.
         assert!(
-            out.status.success() && failed.is_empty(),
+            matches!(out.status.code(), Some(0 | 3)) && failed.is_empty(),
             "{}\n{}",
             out.status,
             failed.join("\n")

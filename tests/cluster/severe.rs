@@ -186,7 +186,7 @@ fn a_stranger_and_garbage_on_the_port_harm_nothing() {
     for log in [cluster.alpha.log(), cluster.beta.log()] {
         assert!(!log.contains("panicked"), "{log}");
         assert!(
-            log.contains("127.0.0.1"),
+            log.contains("127."),
             "nothing in the log names where it came from:\n{log}"
         );
     }
@@ -242,7 +242,12 @@ fn parts_that_are_held_by_another_program() {
     std::fs::rename(&aside, &mirror).unwrap();
     let bulk = cluster.bytes_bulk();
     restarted(&cluster);
-    assert_eq!(cluster.bytes_bulk(), bulk, "what it had is used again");
+    // Their names were changed, so somebody else may have written to them: compared, and used again.
+    let again = cluster.bytes_bulk() - bulk;
+    assert!(
+        again < bulk / 10,
+        "{again} bytes: what it had is used again"
+    );
 }
 
 #[test]

@@ -216,8 +216,17 @@ impl Writer {
         Writer::go_on(dir, seed, Acknowledged::default())
     }
 
+    /// One that rests after every operation.
+    pub fn paced(dir: PathBuf, seed: u64, pause: Duration) -> Writer {
+        Writer::run(dir, seed, Acknowledged::default(), pause)
+    }
+
     /// Goes on from what was acknowledged before.
-    pub fn go_on(dir: PathBuf, seed: u64, mut acknowledged: Acknowledged) -> Writer {
+    pub fn go_on(dir: PathBuf, seed: u64, acknowledged: Acknowledged) -> Writer {
+        Writer::run(dir, seed, acknowledged, Duration::ZERO)
+    }
+
+    fn run(dir: PathBuf, seed: u64, mut acknowledged: Acknowledged, pause: Duration) -> Writer {
         if !dir.exists() {
             std::fs::create_dir(&dir).unwrap();
             sync_dir(dir.parent().unwrap());
@@ -233,6 +242,7 @@ impl Writer {
                     return (acknowledged, Some(e));
                 }
                 counted.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(pause);
             }
             (acknowledged, None)
         });
