@@ -13,7 +13,7 @@ use crate::fs::read::file_block;
 use crate::fs::truncate::{STEP_BUDGET, STEP_CREDITS};
 use crate::fs::txn::Op;
 use crate::fs::write::{Reserved, check_writable_file};
-use crate::fs::{FallocMode, Fs, FsError};
+use crate::fs::{FallocMode, Fs, FsError, WriteFor};
 use crate::units::{FileBlock, Ino};
 
 impl Fs {
@@ -24,6 +24,18 @@ impl Fs {
         mode: FallocMode,
         offset: u64,
         len: u64,
+    ) -> Result<(), FsError> {
+        self.fallocate_as(ino, mode, offset, len, WriteFor::default())
+    }
+
+    /// As `fallocate`, for the kernel; where its own cache decides the times, they are left alone.
+    pub fn fallocate_as(
+        &self,
+        ino: Ino,
+        mode: FallocMode,
+        offset: u64,
+        len: u64,
+        by: WriteFor,
     ) -> Result<(), FsError> {
         self.check_writable()?;
         if len == 0 {
@@ -41,11 +53,11 @@ impl Fs {
         }
         let keep_size = match mode {
             FallocMode::PunchHole => {
-                self.punch(ino, offset, end)?;
+                self.punch(ino, offset, end, by)?;
                 true
             }
             FallocMode::ZeroRange { keep_size } => {
-                self.punch(ino, offset, end)?;
+                self.punch(ino, offset, end, by)?;
                 self.allocate(ino, offset, end)?;
                 keep_size
             }
@@ -61,10 +73,14 @@ impl Fs {
             if grows {
                 op.zero_tail(ino, &inode, size)?;
                 op.set_size(&mut inode, end)?;
-                inode.set_i_mtime(op.now());
             }
-            op.drop_privileges(ino, &mut inode, false)?;
-            inode.set_i_ctime(op.now());
+            op.drop_privileges(ino, &mut inode, by.kill_suidgid)?;
+            if !by.writeback {
+                if grows {
+                    inode.set_i_mtime(op.now());
+                }
+                inode.set_i_ctime(op.now());
+            }
             op.put_inode(ino, &mut inode, true)
         })
     }
@@ -120,7 +136,7 @@ impl Fs {
     }
 
     /// Takes the range's whole blocks away and makes the rest of it zeros.
-    fn punch(&self, ino: Ino, offset: u64, end: u64) -> Result<(), FsError> {
+    fn punch(&self, ino: Ino, offset: u64, end: u64, by: WriteFor) -> Result<(), FsError> {
         let block_size = self.block_size as u64;
         let whole = blocks_of(offset, self.block_size)..end / block_size;
         self.change(STEP_CREDITS, |op| {
@@ -137,9 +153,11 @@ impl Fs {
                     op.zero_part(ino, &inode, end / block_size, 0, tail)?;
                 }
             }
-            let now = op.now();
-            inode.set_i_mtime(now);
-            inode.set_i_ctime(now);
+            if !by.writeback {
+                let now = op.now();
+                inode.set_i_mtime(now);
+                inode.set_i_ctime(now);
+            }
             op.put_inode(ino, &mut inode, true)
         })?;
         let mut to = whole.end;

@@ -3,21 +3,22 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags as FuseRename, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags as FuseRename, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::fs::{
     Attr, FallocMode, Fs, FsError, New, RenameFlags, SetAttr, Whence, WriteFor, XattrMode,
 };
 use crate::fuse::nodes::Nodes;
+use crate::fuse::seeker::{Seeker, Seeking};
 use crate::fuse::syncer::{Syncer, Waiting};
 use crate::fuse::{FOR_EVER, MountOptions, convert};
 use crate::units::Ino;
@@ -106,6 +107,10 @@ pub struct Adapter {
     nodes: Arc<Nodes>,
     counts: Arc<RequestCounts>,
     syncer: Syncer,
+    seeker: Seeker,
+    /// Whether the kernel collects writes, and owns the times of regular files.
+    writeback: AtomicBool,
+    kernel: Arc<OnceLock<Notifier>>,
     read_only: bool,
     mirror: bool,
     withdrawn: Arc<AtomicBool>,
@@ -114,8 +119,12 @@ pub struct Adapter {
 impl Adapter {
     /// Serves `fs`.
     pub fn new(fs: Arc<Fs>, options: &MountOptions, counts: Arc<RequestCounts>) -> Adapter {
+        let kernel = Arc::new(OnceLock::new());
         Adapter {
             syncer: Syncer::start(&fs),
+            seeker: Seeker::start(&fs, &kernel),
+            writeback: AtomicBool::new(false),
+            kernel,
             fs,
             nodes: Arc::new(Nodes::default()),
             counts,
@@ -128,6 +137,11 @@ impl Adapter {
     /// Set when nothing that is read here can be trusted any more.
     pub fn withdrawn(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.withdrawn)
+    }
+
+    /// Where the way to notify the kernel goes, once there is one.
+    pub fn kernel(&self) -> Arc<OnceLock<Notifier>> {
+        Arc::clone(&self.kernel)
     }
 
     fn check_open(&self) -> Result<(), FsError> {
@@ -252,8 +266,12 @@ impl Filesystem for Adapter {
         }
         // One at a time: an old kernel that lacks one of them still gives the others.
         for flag in wanted.iter() {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "the kernel's FUSE lacks this");
+            match config.add_capabilities(flag) {
+                Ok(_) if flag == InitFlags::FUSE_WRITEBACK_CACHE => {
+                    self.writeback.store(true, Ordering::Relaxed);
+                }
+                Ok(_) => {}
+                Err(_) => tracing::debug!(?flag, "the kernel's FUSE lacks this"),
             }
         }
         let _ = config.set_max_write(MAX_WRITE);
@@ -692,7 +710,13 @@ impl Filesystem for Adapter {
             libc::FALLOC_FL_ZERO_RANGE => FallocMode::ZeroRange { keep_size },
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        Self::empty(self.fs.fallocate(ino, mode, offset, length), reply);
+        // The kernel has set the times before it asks.
+        let by = WriteFor {
+            kill_suidgid: false,
+            writeback: self.writeback.load(Ordering::Relaxed),
+        };
+        let done = self.fs.fallocate_as(ino, mode, offset, length, by);
+        Self::empty(done, reply);
     }
 
     fn lseek(
@@ -714,7 +738,15 @@ impl Filesystem for Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let found = or_reply!(self.fs.seek(ino, offset, whence), reply);
-        reply.offset(found as i64);
+        let seeking = Seeking {
+            ino,
+            offset,
+            whence,
+            reply,
+        };
+        match self.read_only {
+            true => seeking.answer(&self.fs),
+            false => self.seeker.wait(seeking),
+        }
     }
 }

@@ -8,6 +8,7 @@ mod adapter;
 mod convert;
 mod invalidate;
 mod nodes;
+mod seeker;
 mod stale;
 mod syncer;
 
@@ -163,9 +164,11 @@ impl Mount {
         let adapter = Adapter::new(fs, options, Arc::clone(&counts));
         let nodes = adapter.nodes();
         let withdrawn = adapter.withdrawn();
+        let kernel = adapter.kernel();
         let session = Session::new(adapter, &dir, &config)
             .and_then(Session::spawn)
             .map_err(mount_error)?;
+        let _ = kernel.set(session.notifier());
         let invalidator = Invalidator::start(session.notifier(), nodes).map_err(mount_error)?;
         stale::set_read_ahead(&dir, READ_AHEAD_KB);
         Ok(Mount {

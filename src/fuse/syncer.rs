@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
 use fuser::ReplyEmpty;
 use parking_lot::Mutex;
@@ -27,7 +28,8 @@ pub struct Waiting {
 /// The threads that wait for the disk. They end when this is dropped; the kernel bounds what is queued.
 #[derive(Debug)]
 pub struct Syncer {
-    queue: Sender<Waiting>,
+    queue: Option<Sender<Waiting>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Syncer {
@@ -35,23 +37,42 @@ impl Syncer {
     pub fn start(fs: &Arc<Fs>) -> Syncer {
         let (queue, work) = channel();
         let work = Arc::new(Mutex::new(work));
+        let mut threads = Vec::new();
         for _ in 0..THREADS {
             let work = Arc::clone(&work);
             let fs = Arc::clone(fs);
             let spawned = std::thread::Builder::new()
                 .name("fsync".to_string())
                 .spawn(move || run(&work, &fs));
-            if let Err(error) = spawned {
-                tracing::error!(%error, "no thread for fsync");
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(error) => tracing::error!(%error, "no thread for fsync"),
             }
         }
-        Syncer { queue }
+        Syncer {
+            queue: Some(queue),
+            threads,
+        }
     }
 
     /// Queues a request.
     pub fn wait(&self, waiting: Waiting) {
-        if let Err(unsent) = self.queue.send(waiting) {
-            unsent.0.reply.error(fuser::Errno::EIO);
+        let unsent = match &self.queue {
+            Some(queue) => queue.send(waiting).err().map(|unsent| unsent.0),
+            None => Some(waiting),
+        };
+        if let Some(waiting) = unsent {
+            waiting.reply.error(fuser::Errno::EIO);
+        }
+    }
+}
+
+impl Drop for Syncer {
+    /// Waits for its threads: whoever unmounts may open the volume again at once.
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
     }
 }
