@@ -210,8 +210,9 @@ fn look(path: &Path, found: &Metadata) -> io::Result<Entry> {
     }
     if kind == "file" {
         let file = File::open(path)?;
-        entry.content = content(&file, found.size())?;
+        // In this order: what was read of blocks that are allocated and unwritten counts as data from then on.
         entry.data = data(&file, found.size());
+        entry.content = content(&file, found.size())?;
     }
     Ok(entry)
 }

@@ -1,0 +1,168 @@
+//! Space: what statfs says, a full volume and its recovery, files larger than the volume.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
+
+use crate::rig::{MIB, Rig, possible, set};
+use crate::testkit::wait_until;
+
+fn statfs(rig: &Rig) -> rustix::fs::StatVfs {
+    rustix::fs::statvfs(rig.dir()).expect("known")
+}
+
+#[test]
+fn statfs_follows_what_is_written_and_removed() {
+    if !possible() {
+        return;
+    }
+    let rig = Rig::new(128);
+    let empty = statfs(&rig);
+    assert_eq!((empty.f_bsize, empty.f_namemax), (4096, 255));
+    assert!(empty.f_blocks > 100 * 256 && empty.f_blocks <= 128 * 256);
+    assert!(empty.f_bavail <= empty.f_bfree && empty.f_bfree <= empty.f_blocks);
+    let mut file = File::create(rig.path("file")).expect("created");
+    file.write_all(&vec![1; 20 << 20]).expect("written");
+    file.sync_all().expect("synced");
+    drop(file);
+    let filled = statfs(&rig);
+    let taken = empty.f_bfree - filled.f_bfree;
+    assert!((5120..5140).contains(&taken), "20 MiB took {taken} blocks");
+    assert_eq!(filled.f_ffree, empty.f_ffree - 1);
+    std::fs::remove_file(rig.path("file")).expect("removed");
+    rig.sync();
+    // Blocks that wait for their freeing to be committed count as free.
+    let back = wait_until(Duration::from_secs(10), || {
+        let now = statfs(&rig);
+        now.f_bfree == empty.f_bfree && now.f_ffree == empty.f_ffree
+    });
+    assert!(back, "what was removed is free again");
+    rig.finish();
+}
+
+/// Fills the volume; how many bytes a file took before the error.
+fn fill(rig: &Rig, name: &str) -> u64 {
+    let mut file = File::create(rig.path(name)).expect("created");
+    let bytes = vec![0x5a; MIB as usize];
+    let full = loop {
+        // The page cache takes anything: what there was no room for is said when it goes to the engine.
+        if let Err(e) = file.write_all(&bytes).and_then(|()| file.sync_data()) {
+            break e;
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
+    file.metadata().expect("known").len()
+}
+
+#[test]
+fn a_full_volume_says_so_and_recovers() {
+    if !possible() {
+        return;
+    }
+    for mirrored in [false, true] {
+        let rig = Rig::with(set("debian-12-1k"), 48, mirrored);
+        std::fs::write(rig.path("before"), vec![1; 300_000]).expect("written");
+        for round in 0..3 {
+            let len = fill(&rig, "filler");
+            assert!(len > 20 * MIB, "round {round}: {len} bytes");
+            // Whatever fails, fails with ENOSPC; reading and overwriting go on.
+            let refused = (0..2000).find_map(|i| {
+                let name = rig.path(format!("small-{i}"));
+                let made = File::create(name).and_then(|mut f| {
+                    f.write_all(&[3; 5000])?;
+                    f.sync_all()
+                });
+                made.err()
+            });
+            assert_eq!(refused.expect("it is full").kind(), ErrorKind::StorageFull);
+            let file = OpenOptions::new()
+                .write(true)
+                .open(rig.path("before"))
+                .expect("opened");
+            file.write_all_at(&[2; 300_000], 0).expect("overwritten");
+            file.sync_all().expect("synced");
+            assert_eq!(
+                std::fs::read(rig.path("before")).expect("read"),
+                vec![2; 300_000]
+            );
+            std::fs::remove_file(rig.path("filler")).expect("removed");
+            for i in 0..2000 {
+                let _ = std::fs::remove_file(rig.path(format!("small-{i}")));
+            }
+            std::fs::write(rig.path(format!("after-{round}")), [4; 100_000]).expect("written");
+            let file = File::open(rig.path(format!("after-{round}"))).expect("opened");
+            file.sync_all().expect("synced");
+        }
+        // The first syncfs since then reports what could not be written, once.
+        let dir = File::open(rig.dir()).expect("opened");
+        let _ = rustix::fs::syncfs(&dir);
+        drop(dir);
+        rig.finish();
+    }
+}
+
+#[test]
+fn a_sparse_file_of_a_tebibyte_takes_what_was_written() {
+    if !possible() {
+        return;
+    }
+    const TIB: u64 = 1 << 40;
+    let rig = Rig::new(64);
+    let file = File::create_new(rig.path("sparse")).expect("created");
+    file.set_len(TIB).expect("lengthened");
+    for at in [0, 77 * MIB + 5, TIB / 2 - 3, TIB - 9] {
+        file.write_all_at(b"here I am", at).expect("written");
+    }
+    file.sync_all().expect("synced");
+    let known = file.metadata().expect("known");
+    assert_eq!(known.len(), TIB);
+    assert!(known.blocks() <= 20 * 8, "{} sectors", known.blocks());
+    let reader = File::open(rig.path("sparse")).expect("opened");
+    let mut buf = [0; 9];
+    for at in [0, 77 * MIB + 5, TIB / 2 - 3, TIB - 9] {
+        reader.read_exact_at(&mut buf, at).expect("read");
+        assert_eq!(&buf, b"here I am");
+    }
+    reader.read_exact_at(&mut buf, 3 * MIB).expect("read");
+    assert_eq!(buf, [0; 9]);
+    // 16 TiB less a block is the largest that ext4 has.
+    let beyond = file.set_len(17 * TIB).expect_err("refused");
+    assert_eq!(beyond.kind(), ErrorKind::FileTooLarge);
+    // A terabyte is not read back twice: shortened before the trees are compared.
+    file.set_len(100 * MIB).expect("shortened");
+    assert!(file.metadata().expect("known").blocks() <= 10 * 8);
+    drop((file, reader));
+    rig.finish();
+}
+
+#[test]
+fn running_out_of_inodes_is_an_error_that_passes() {
+    if !possible() {
+        return;
+    }
+    let rig = Rig::new(16);
+    let inodes = statfs(&rig).f_ffree;
+    let dir = rig.path("dir");
+    std::fs::create_dir(&dir).expect("made");
+    let mut made = 0;
+    let error = loop {
+        match File::create(dir.join(made.to_string())) {
+            Ok(_) => made += 1,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+    assert_eq!(made, inodes - 1);
+    assert_eq!(statfs(&rig).f_ffree, 0);
+    std::fs::remove_file(dir.join("7")).expect("removed");
+    let again = wait_until(Duration::from_secs(10), || {
+        File::create(dir.join("again")).is_ok()
+    });
+    assert!(again, "an inode that was freed can be used");
+    assert_eq!(
+        std::fs::metadata(dir.join("again")).expect("known").nlink(),
+        1
+    );
+    rig.finish();
+}
