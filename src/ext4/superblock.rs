@@ -5,12 +5,33 @@
 //! features: that is [`crate::ext4::features`].
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use crate::ext4::checksum::crc32c_raw;
 use crate::ext4::features::{compat, incompat, ro_compat};
 use crate::ext4::{Corrupt, Geometry, Refused};
 
 const WHAT: &str = "superblock";
+
+/// Offset of `s_algorithm_usage_bitmap`, which balances the checksum.
+const BALANCE_AT: usize = 0xC8;
+
+/// What the balancing field must be to flip one bit of the checksum, for each bit. CRCs are linear: what flips several is the
+/// sum. A bit of the checksum is run backwards over the bytes between the field and the end.
+static BALANCE: LazyLock<[u32; 32]> = LazyLock::new(|| {
+    /// The polynomial of crc32c, bits reversed.
+    const POLY: u32 = 0x82F6_3B78;
+    std::array::from_fn(|bit| {
+        let steps = (0x3FC - BALANCE_AT) * 8;
+        (0..steps).fold(1_u32 << bit, |crc, _| {
+            if crc & 1 << 31 != 0 {
+                (crc ^ POLY) << 1 | 1
+            } else {
+                crc << 1
+            }
+        })
+    })
+});
 
 /// Bytes of the superblock.
 pub const SUPERBLOCK_SIZE: usize = 1024;
@@ -76,7 +97,7 @@ layout! { Superblock, 0x000 .. 0x400;
     0x068 [u8; 16], s_uuid "Identity of the volume; seeds checksums unless metadata_csum_seed";
     0x078 [u8; 16], s_volume_name "Label";
     0x088 [u8; 64], s_last_mounted set_s_last_mounted "Where it was mounted last";
-    0x0C8 u32, s_algorithm_usage_bitmap "Compression; unused";
+    0x0C8 u32, s_algorithm_usage_bitmap "Compression, retired; here it balances the checksum";
     0x0CC u8, s_prealloc_blocks "Unused";
     0x0CD u8, s_prealloc_dir_blocks "Unused";
     0x0CE u16, s_reserved_gdt_blocks "Blocks kept behind the descriptors for growth; owned by inode 7";
@@ -175,7 +196,7 @@ impl Superblock {
         &self.raw
     }
 
-    /// Updates the checksum and returns the bytes to write.
+    /// Makes the checksum right and returns the bytes to write.
     pub fn encode(&mut self) -> &[u8; SUPERBLOCK_SIZE] {
         self.update_checksum();
         &self.raw
@@ -193,11 +214,20 @@ impl Superblock {
         Corrupt::checksum(WHAT, self.computed_checksum(), self.s_checksum())
     }
 
-    /// Stores the checksum of the bytes (metadata_csum only).
+    /// Makes bytes and checksum agree (metadata_csum only), by changing `s_algorithm_usage_bitmap` and not the checksum.
+    ///
+    /// Everything that changes while a volume is open lies in the first 512 bytes, only the checksum would lie in the second:
+    /// a power cut between the two sectors leaves a superblock that the kernel refuses. So the checksum stays what it
+    /// was, and a field of the first sector, which nobody has read since compression was given up, takes the value that makes
+    /// it right: a superblock is then old or new, but never torn.
     pub fn update_checksum(&mut self) {
         if self.has_metadata_csum() {
-            let sum = self.computed_checksum();
-            crate::ext4::layout::put(&mut self.raw[..], 0x3FC, sum);
+            crate::ext4::layout::put(&mut self.raw[..], BALANCE_AT, 0_u32);
+            let wanted = self.computed_checksum() ^ self.s_checksum();
+            let balance = (0..32)
+                .filter(|bit| wanted >> bit & 1 == 1)
+                .fold(0, |sum, bit| sum ^ BALANCE[bit]);
+            crate::ext4::layout::put(&mut self.raw[..], BALANCE_AT, balance);
         }
     }
 

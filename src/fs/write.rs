@@ -343,7 +343,7 @@ impl Fs {
         let (Some(head), Some(tail)) = (pieces.first(), pieces.last()) else {
             return Ok(Cow::Borrowed(data));
         };
-        if skip == 0 && end % block_size == 0 {
+        if skip == 0 && end.is_multiple_of(block_size) {
             return Ok(Cow::Borrowed(data));
         }
         let count: usize = pieces.iter().map(|piece| piece.len as usize).sum();
@@ -351,7 +351,7 @@ impl Fs {
         if skip > 0 {
             self.old_contents(head, 0, size, &mut blocks[..block_size])?;
         }
-        if end % block_size != 0 && (count > 1 || skip == 0) {
+        if !end.is_multiple_of(block_size) && (count > 1 || skip == 0) {
             let from = blocks.len() - block_size;
             self.old_contents(tail, tail.len - 1, size, &mut blocks[from..])?;
         }

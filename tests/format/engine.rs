@@ -9,6 +9,7 @@ use lockstepfs::fs::{
     Attr, FileKind, Fs, FsError, FsOptions, FsRole, How, Opened, Whence, open_volume,
 };
 use lockstepfs::io::file::{FileDisk, OpenMode, SystemClock, SystemRandom};
+use lockstepfs::io::sim::{SimClock, SimRandom};
 use lockstepfs::io::{Disk, Timespec};
 use lockstepfs::units::{Generation, Ino, Txid};
 use lockstepfs::volume::Volume;
@@ -26,6 +27,19 @@ pub fn options(role: FsRole) -> FsOptions {
         random: Arc::new(SystemRandom),
         cache_bytes: 8 << 20,
         commit_interval: Duration::from_secs(5),
+    }
+}
+
+/// Options of a master in a world that runs the same way each time: a clock that stands still, numbers from a seed.
+pub fn simulated(seed: u64) -> FsOptions {
+    let start = Timespec {
+        secs: 1_700_000_000,
+        nanos: 5,
+    };
+    FsOptions {
+        clock: Arc::new(SimClock::new(start)),
+        random: Arc::new(SimRandom::new(seed)),
+        ..options(FsRole::Master)
     }
 }
 

@@ -197,6 +197,22 @@ fn live_features_can_be_set_and_layout_can_not() {
 }
 
 #[test]
+fn a_change_leaves_the_second_sector_as_it_was() {
+    let mut sb = known();
+    assert!(sb.has_metadata_csum());
+    let before = *sb.as_bytes();
+    for round in 0..50 {
+        sb.set_incompat(incompat::RECOVER, round % 2 == 0).unwrap();
+        sb.set_s_free_blocks_count(round * 0x1234_5678);
+        sb.set_s_last_orphan(round as u32);
+        sb.set_wtime(1_700_000_000 + round as i64);
+        let bytes = *sb.encode();
+        assert_eq!(bytes[512..], before[512..]);
+        assert_eq!(Superblock::decode(&bytes).unwrap(), sb);
+    }
+}
+
+#[test]
 fn lies_are_named() {
     let field = |at: usize, value: u32| match changed(|bytes| put(bytes, at, value)) {
         Err(Corrupt::Field { field, .. }) => field,
