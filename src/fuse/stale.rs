@@ -57,12 +57,10 @@ pub fn clear_stale(dir: &Path) -> Result<bool, MountError> {
     let mut cleared = false;
     // Several may lie on top of each other.
     for _ in 0..16 {
-        let dead = match std::fs::metadata(dir) {
-            Err(error) => error.raw_os_error() == Some(libc::ENOTCONN),
-            Ok(_) => false,
-        };
         let ours = mounted_as(dir).is_some_and(|source| source.starts_with("lockstep"));
-        if !(dead && ours) {
+        // Not by its attributes: the kernel may know those without asking. This it always asks.
+        let dead = ours && rustix::fs::statfs(dir).err() == Some(rustix::io::Errno::NOTCONN);
+        if !dead {
             break;
         }
         detach(dir, true).map_err(|source| MountError::Unmount {

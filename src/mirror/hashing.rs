@@ -51,7 +51,36 @@ pub struct Questions {
     verify: Option<Verify>,
 }
 
-/// One hash a block of `ranges`, as they are read.
+/// What of the superblock each side has for itself, offset and length in bytes, kernel names: mount times and counts, the
+/// checksum that covers them. `RECOVER` is cleared apart from these.
+const OWN_FIELDS: [(usize, usize); 6] = [
+    (0x2c, 4),  // s_mtime
+    (0x30, 4),  // s_wtime
+    (0x34, 2),  // s_mnt_count
+    (0x40, 4),  // s_lastcheck
+    (0x274, 3), // s_wtime_hi, s_mtime_hi, s_mkfs_time_hi
+    (0x3fc, 4), // s_checksum
+];
+/// `s_feature_incompat`, and the byte and bit of `RECOVER` in it.
+const INCOMPAT_RECOVER: (usize, u8) = (0x60, 0x04);
+/// Where the superblock is on a volume, bytes.
+const SUPERBLOCK: u64 = 1024;
+
+/// Clears what is exempt from being equal in `bytes`, which are the volume's from block `at` on.
+fn clear_own_fields(at: BlockNo, block_size: u64, bytes: &mut [u8]) {
+    let Some(offset) = SUPERBLOCK.checked_sub(at.0.saturating_mul(block_size)) else {
+        return;
+    };
+    let Some(superblock) = bytes.get_mut(offset as usize..offset as usize + 1024) else {
+        return;
+    };
+    for (start, len) in OWN_FIELDS {
+        superblock[start..start + len].fill(0);
+    }
+    superblock[INCOMPAT_RECOVER.0] &= !INCOMPAT_RECOVER.1;
+}
+
+/// One hash a block of `ranges`, as they are read. What each side has for itself is left out.
 pub fn hash_blocks<E>(
     ranges: &[BlockRange],
     block_size: u64,
@@ -64,6 +93,7 @@ pub fn hash_blocks<E>(
             let len = (range.end().0 - at.0).min((1 << 20) / block_size);
             let mut bytes = vec![0; (len * block_size) as usize];
             read(at, &mut bytes)?;
+            clear_own_fields(at, block_size, &mut bytes);
             hashes.extend(bytes.chunks_exact(block_size as usize).map(xxh3_64));
             at = BlockNo(at.0 + len);
         }
@@ -167,6 +197,11 @@ impl Questions {
         self.verify = None;
     }
 
+    /// Whether a `verify` runs, or its result was not taken yet.
+    pub fn is_verifying(&self) -> bool {
+        self.verify.is_some()
+    }
+
     /// Where a running `verify` is, as long as it has questions to ask.
     pub fn verifying(&self) -> Option<BlockNo> {
         let verify = self.verify.as_ref()?;
@@ -216,5 +251,46 @@ impl Questions {
             differing: verify.differing.iter().collect(),
             txids: verify.txids,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The hashes of a volume of 4 KiB whose superblock has one byte changed.
+    fn changed(block_size: u64, at: Option<usize>) -> Vec<u64> {
+        let mut volume = vec![7; 4096];
+        if let Some(at) = at {
+            volume[1024 + at] ^= 0x04;
+        }
+        let whole = BlockRange::new(BlockNo(0), 4096 / block_size);
+        let read = |start: BlockNo, buf: &mut [u8]| {
+            let from = (start.0 * block_size) as usize;
+            buf.copy_from_slice(&volume[from..from + buf.len()]);
+            Ok::<(), ()>(())
+        };
+        hash_blocks(&[whole], block_size, read).unwrap()
+    }
+
+    #[test]
+    fn mounts_and_recovery_are_no_difference_and_everything_else_is() {
+        for block_size in [1024, 2048, 4096] {
+            let base = changed(block_size, None);
+            for own in [0x2c, 0x33, 0x34, 0x60, 0x3ff] {
+                assert_eq!(
+                    changed(block_size, Some(own)),
+                    base,
+                    "{block_size} {own:#x}"
+                );
+            }
+            for shared in [0x04, 0x64, 0x2b] {
+                assert_ne!(
+                    changed(block_size, Some(shared)),
+                    base,
+                    "{block_size} {shared:#x}"
+                );
+            }
+        }
     }
 }

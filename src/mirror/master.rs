@@ -464,6 +464,11 @@ impl Mirror {
         self.stream.questions.stop_verify();
     }
 
+    /// Whether a comparison is running, or has a result that was not taken yet.
+    pub fn is_verifying(&self) -> bool {
+        self.stream.questions.is_verifying()
+    }
+
     /// How far a running comparison is: the next block.
     pub fn verify_cursor(&self) -> Option<BlockNo> {
         self.stream.questions.verify_cursor()

@@ -35,7 +35,7 @@ pub type Committed = (Txid, i128);
 
 /// What is known of a comparison.
 pub enum Verifying {
-    /// So many blocks of the volume's are behind it.
+    /// It has asked about every block before this one.
     Block(u64),
     /// It is done.
     Verdict(Verdict),
@@ -371,9 +371,7 @@ impl Task {
             if !self.send() {
                 return None;
             }
-            if self.link.is_none() {
-                return None;
-            }
+            self.link.as_ref()?;
             let now = self.now();
             let (actions, next, at) = self.mirror.next_frame(now);
             let acted = !actions.is_empty();
@@ -523,16 +521,17 @@ impl Task {
 
     fn watch_verify(&mut self) {
         let Some(reply) = &self.verifying else { return };
-        let news = match (self.mirror.verdict(), self.mirror.verify_cursor()) {
-            (Some(verdict), _) => Verifying::Verdict(verdict),
-            (None, Some(block)) => {
-                if reply.send(Verifying::Block(block.0)).is_err() {
+        let news = match self.mirror.verdict() {
+            Some(verdict) => Verifying::Verdict(verdict),
+            None if self.mirror.is_verifying() => {
+                let block = self.mirror.verify_cursor().map_or(u64::MAX, |b| b.0);
+                if reply.send(Verifying::Block(block)).is_err() {
                     self.mirror.stop_verify();
                     self.verifying = None;
                 }
                 return;
             }
-            (None, None) => Verifying::Refused(Refusal::new(
+            None => Verifying::Refused(Refusal::new(
                 Code::NotAllowed,
                 format!(
                     "the comparison was cut short: the mirror went to {}",

@@ -119,8 +119,8 @@ impl Follow {
     }
 
     /// Hands a link over.
-    pub fn call(&self, call: Call) {
-        if self.inbox.try_send(Input::Call(Box::new(call))).is_err() {
+    pub fn call(&self, call: Box<Call>) {
+        if self.inbox.try_send(Input::Call(call)).is_err() {
             tracing::warn!("a link is dropped: the mirror's thread is busy with others");
         }
     }

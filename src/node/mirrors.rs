@@ -361,53 +361,61 @@ pub async fn incoming(node: Arc<Node>, mut link: Link, place: OwnedSemaphorePerm
     let (volume, volume_id) = (volume.clone(), *volume_id);
     let sender = link.sender.clone();
     let taken = tokio::task::spawn_blocking(move || {
-        let call = Call { link, hello, place };
-        take(&node, &volume, volume_id, call)
+        let mut call = Some(Box::new(Call { link, hello, place }));
+        let taken = take(&node, &volume, volume_id, &mut call);
+        (taken.err(), call)
     });
-    let refused = match taken.await {
-        Ok(Ok(())) => return,
-        Ok(Err(refused)) => refused,
+    let (refused, call) = match taken.await {
+        Ok((None, _)) => return,
+        Ok((Some(refused), call)) => (*refused, call),
         Err(e) => return tracing::error!(peer, "a link was not taken: {e}"),
     };
     tracing::warn!(peer, "refused: {refused:?}");
     let frame = Frame {
         channel: 0,
-        header: refused.0,
+        header: refused,
         payload: Vec::new(),
     };
     // The answer goes out, then the link closes: nobody else holds it.
     let _ = sender.send(frame).await;
-    drop(refused.1);
+    drop(call);
 }
 
-fn severe(cause: Cause, detail: String) -> Message {
-    Message::Refused {
+fn severe(cause: Cause, detail: String) -> Result<(), Box<Message>> {
+    Err(Box::new(Message::Refused {
         code: cause.word().to_owned(),
         detail,
         severe: true,
-    }
+    }))
 }
 
-fn minor(cause: MinorCause, detail: String) -> Message {
-    Message::Refused {
+fn minor(cause: MinorCause, detail: String) -> Result<(), Box<Message>> {
+    Err(Box::new(Message::Refused {
         code: cause.word().to_owned(),
         detail,
         severe: false,
-    }
+    }))
 }
 
-/// Gives a link to the follower of its volume, or says why not; the call comes back with that.
-fn take(node: &Arc<Node>, name: &str, id: u128, call: Call) -> Result<(), (Message, Box<Call>)> {
-    let master = call.link.peer.clone();
+/// Gives a link to the follower of its volume, or says why not: the call stays where it is then.
+fn take(
+    node: &Arc<Node>,
+    name: &str,
+    id: u128,
+    call: &mut Option<Box<Call>>,
+) -> Result<(), Box<Message>> {
+    let Some(link) = call.as_ref().map(|c| &c.link) else {
+        return Ok(());
+    };
+    let master = link.peer.clone();
     let ours = &node.config.name;
-    let refuse = |message: Message, call: Call| Err((message, Box::new(call)));
     if node.is_stopping() {
         let detail = format!("{ours} is stopping");
-        return refuse(minor(MinorCause::PeerStarting, detail), call);
+        return minor(MinorCause::PeerStarting, detail);
     }
     if check_name("volume", name).is_err() {
         let detail = format!("{name:?} can not be the name of a volume");
-        return refuse(severe(Cause::PartsRefused, detail), call);
+        return severe(Cause::PartsRefused, detail);
     }
     let host = match node.host(name) {
         Ok(host) => host,
@@ -425,14 +433,14 @@ fn take(node: &Arc<Node>, name: &str, id: u128, call: Call) -> Result<(), (Messa
                 // Another link was faster.
                 None => match node.host(name) {
                     Ok(host) => host,
-                    Err(e) => return refuse(minor(MinorCause::PartsBusy, e.message), call),
+                    Err(e) => return minor(MinorCause::PartsBusy, e.message),
                 },
             }
         }
     };
     let mut held = match host.hold_within("taking a call", BUSY_FOR_CALLS) {
         Ok(held) => held,
-        Err(busy) => return refuse(minor(MinorCause::PartsBusy, busy.message), call),
+        Err(busy) => return minor(MinorCause::PartsBusy, busy.message),
     };
     let catalogue = node.catalogue.get();
     let entry = catalogue.volumes.get(name);
@@ -450,12 +458,12 @@ fn take(node: &Arc<Node>, name: &str, id: u128, call: Call) -> Result<(), (Messa
                 ),
             };
             drop(held);
-            return refuse(severe(cause, detail), call);
+            return severe(cause, detail);
         }
         Some(Role::Mirror { master: known }) if *known != master => {
             let detail = format!("{name} on {ours} is a mirror of the one on {known}");
             drop(held);
-            return refuse(severe(Cause::NameTaken, detail), call);
+            return severe(Cause::NameTaken, detail);
         }
         _ => {}
     }
@@ -470,23 +478,25 @@ fn take(node: &Arc<Node>, name: &str, id: u128, call: Call) -> Result<(), (Messa
                 Code::NotFound => Cause::PartsMissing,
                 Code::Unusable => Cause::MirrorDamaged,
                 Code::Stopping => {
-                    return refuse(minor(MinorCause::PeerStarting, refusal.message), call);
+                    return minor(MinorCause::PeerStarting, refusal.message);
                 }
                 _ if refusal.message.contains("in use") => Cause::PartsInUse,
                 _ => Cause::PartsMissing,
             };
-            return refuse(severe(cause, refusal.message), call);
+            return severe(cause, refusal.message);
         }
     }
     match &*held {
         Engine::Mirror(follow) => {
-            follow.call(call);
+            if let Some(call) = call.take() {
+                follow.call(call);
+            }
             Ok(())
         }
         _ => {
             drop(held);
             let detail = format!("{name} on {ours} is no mirror");
-            refuse(severe(Cause::NameTaken, detail), call)
+            severe(Cause::NameTaken, detail)
         }
     }
 }

@@ -9,7 +9,7 @@ use super::control::Answer;
 use super::engine::Engine;
 use super::history::NewEvent;
 use super::host::Held;
-use super::protocol::{Line, NewPart, VolumeStatus};
+use super::protocol::{Line, MirrorStatus, NewPart, VolumeStatus};
 use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
 use super::tools;
@@ -22,6 +22,7 @@ use crate::volume::facts::{self, FactFile, FactStore, Facts};
 use crate::volume::mkfs::{self, Buffer, MkfsError, MkfsOptions};
 use crate::volume::parts::{Description, Expect, PartSpec, PartsError, open_parts};
 use serde_json::{Value, json};
+use states::State;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -240,6 +241,11 @@ pub fn add(node: &Node, name: &str) -> Result<Arc<Host>, Refusal> {
         mount_point: entry.mount.as_ref().map(|m| m.dir.clone()),
         size: entry.parts.iter().map(|p| p.bytes).sum(),
         block_size: entry.block_size,
+        // Known from the start, so that a wait may begin before the volume is open.
+        mirrors: match &entry.role {
+            Role::Master => entry.mirrors.iter().map(|p| unlinked(p)).collect(),
+            Role::Mirror { master } => vec![unlinked(master)],
+        },
         ..VolumeStatus::default()
     };
     node.new_host(name, view, entry.mount.clone())
@@ -247,6 +253,16 @@ pub fn add(node: &Node, name: &str) -> Result<Arc<Host>, Refusal> {
             let message = format!("there is a volume {name}");
             Refusal::new(Code::Exists, message, "lockstep volume list")
         })
+}
+
+/// A mirror of which nothing is known yet.
+pub fn unlinked(peer: &str) -> MirrorStatus {
+    MirrorStatus {
+        peer: peer.to_owned(),
+        state: State::LinkDown.word().to_owned(),
+        reason: "the volume is not open yet".to_owned(),
+        ..MirrorStatus::default()
+    }
 }
 
 /// `volume adopt`

@@ -1,5 +1,6 @@
 //! A node in a temporary directory, driven through the real binary. Its daemon is ended by its id when dropped.
 
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ pub fn lockstep() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
     command
         .env_remove("LOCKSTEP_STATE")
-        .env("LOCKSTEP_LOG", "debug,sled=warn")
+        .env("LOCKSTEP_LOG", "debug,sled=warn,fuser=warn,rustls=warn")
         .stdin(Stdio::null());
     command
 }
@@ -49,6 +50,42 @@ impl Node {
             store.to_str().unwrap(),
         ]);
         node
+    }
+
+    /// Another value for a key of the configuration, from the next start on.
+    pub fn configure(&self, line: &str) {
+        let path = self.state().join("lockstep.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{line}\n{text}")).unwrap();
+    }
+
+    /// The mount point, which exists.
+    pub fn mnt(&self) -> PathBuf {
+        let dir = self.path("mnt");
+        // A dead mount can not be looked at, and is there.
+        let _ = std::fs::create_dir(&dir);
+        dir
+    }
+
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.ok(&["status", "--json"])).unwrap()
+    }
+
+    /// Waits until the status has what is looked for.
+    pub fn until(&self, what: &str, mut found: impl FnMut(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let status = self.status();
+            if found(&status) {
+                return status;
+            }
+            assert!(
+                start.elapsed() < LIMIT,
+                "never {what}: {status:#}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A node whose daemon answers.
@@ -173,7 +210,29 @@ impl Drop for Node {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
+        // What a killed daemon leaves behind, or a failed test.
+        for dir in ["mnt", "other"] {
+            let dir = self.path(dir);
+            if mounted(&dir).is_some() {
+                let _ = crate::testkit::command("umount")
+                    .arg("-l")
+                    .arg(&dir)
+                    .status();
+            }
+        }
     }
+}
+
+/// What is mounted on a directory: source and options.
+pub fn mounted(dir: &Path) -> Option<(String, String)> {
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let dir = dir.to_str().unwrap();
+    let line = table
+        .lines()
+        .rev()
+        .find(|l| l.split(' ').nth(1) == Some(dir))?;
+    let words: Vec<&str> = line.split(' ').collect();
+    Some((words[0].to_owned(), words[3].to_owned()))
 }
 
 pub fn texts(out: &Output) -> (String, String) {
