@@ -149,6 +149,8 @@ fn fio(rig: &Rig, (name, more): &(&str, &[&str])) {
         "--verify=crc32c",
         "--verify_fatal=1",
         "--do_verify=1",
+        // No file about it where the test runs.
+        "--verify_state_save=0",
         "--randseed=7",
     ];
     args.extend(*more);

@@ -118,7 +118,8 @@ fn a_hundred_thousand_names_are_indexed_and_cost_no_more_than_the_first() {
     // Not by the clock: what the last ten thousand asked of the engine, and of the log.
     let (first, last) = (spent[0], spent[9]);
     assert!(last.0 < first.0 * 3 / 2, "requests: {spent:?}");
-    assert!(last.1 < first.1 * 8 + 4096, "log blocks: {spent:?}");
+    // How many there are depends on how often the timer commits; each name has its share of a few blocks.
+    assert!(last.1 < (NAMES / 10 * 5) as u64, "log blocks: {spent:?}");
     let listed = std::fs::read_dir(&dir).expect("listed").count();
     assert_eq!(listed, NAMES);
     for i in (0..NAMES).step_by(997) {
