@@ -61,13 +61,12 @@ fn tried() -> Vec<&'static FeatureSet> {
         "upstream-1k",
         "no-64bit-gdt-csum",
         "meta-bg-no-64bit",
-        "quota",
         "mmp",
     ];
     let all = choose(false, true);
     FEATURE_SETS
         .iter()
-        .filter(|set| all || some.contains(&set.name))
+        .filter(|set| set.mounts && (all || some.contains(&set.name)))
         .collect()
 }
 
