@@ -79,7 +79,14 @@ impl LoopMount {
         }
         let dir = self.dir.path().to_string_lossy();
         let args: &[&str] = if lazy { &["-l", &dir] } else { &[&dir] };
-        run("umount", args)?;
+        // A program that another thread is just starting holds what this process has open, until it runs.
+        let mut last = Err(String::new());
+        let gone = wait_until(Duration::from_secs(5), || {
+            last = run("umount", args).map(drop);
+            !last.as_ref().is_err_and(|e| e.contains("busy"))
+        });
+        debug_assert!(gone || last.is_err());
+        last?;
         self.mounted = false;
         Ok(())
     }
