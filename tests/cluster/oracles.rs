@@ -149,6 +149,7 @@ fn fio_reads_what_it_wrote() {
                 "--verify_state_save=0",
                 "--verify_fatal=1",
                 "--do_verify=1",
+                "--verify_state_save=0",
                 "--fsync=32",
                 "--group_reporting",
             ])
