@@ -181,6 +181,18 @@ pub fn open_master(
     )?);
     fs.set_mirrored(has_mirrors)?;
     {
+        let (slots, journal) = (Arc::clone(&slots), Arc::downgrade(&journal));
+        fs.set_low_space_hook(Box::new(move || {
+            // The last free blocks are those that mirrors still need as they are: a local write comes first.
+            if let Some(journal) = journal.upgrade() {
+                let last = journal.last_committed();
+                if let Err(error) = slots.make_room(&journal, generation, last, last) {
+                    tracing::error!(%error, "making room");
+                }
+            }
+        }));
+    }
+    {
         let mut facts = facts.lock();
         facts.stamps = Some(stamps::read_open(&volume)?);
         options.facts.save(&facts)?;

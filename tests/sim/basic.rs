@@ -218,3 +218,25 @@ fn a_failing_disk_on_the_mirror_stops_only_the_mirror() {
         );
     }
 }
+
+#[test]
+fn a_local_write_never_fails_for_what_a_mirror_still_needs() {
+    let mut world = World::new(6, 8 << 20);
+    file(&world, "first", &pattern(1, 50 << 20));
+    world.create_mirror();
+    world.settle();
+    world.request(Request::Pause);
+    world.fs().unlink(ROOT, b"first").unwrap();
+    world.fs().sync().unwrap();
+    // There is room for this only where the mirror's copy of the first file is.
+    let ino = file(&world, "second", &[]);
+    for at in 0..50u64 {
+        let written = world.fs().write(ino, at << 20, &pattern(at as u8, 1 << 20));
+        assert_eq!(written.unwrap(), 1 << 20);
+    }
+    world.fs().sync().unwrap();
+    assert!(world.mirror.as_ref().unwrap().status(world.now()).cracked);
+    world.request(Request::Continue);
+    world.settle();
+    world.assert_equal();
+}
