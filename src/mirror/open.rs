@@ -183,12 +183,11 @@ pub fn open_master(
     {
         let (slots, journal) = (Arc::clone(&slots), Arc::downgrade(&journal));
         fs.set_low_space_hook(Box::new(move || {
-            // The last free blocks are those that mirrors still need as they are: a local write comes first.
-            if let Some(journal) = journal.upgrade() {
-                let last = journal.last_committed();
-                if let Err(error) = slots.make_room(&journal, generation, last, last) {
-                    tracing::error!(%error, "making room");
-                }
+            // A local write comes first.
+            if let Some(journal) = journal.upgrade()
+                && let Err(error) = slots.release_pins(&journal, generation)
+            {
+                tracing::error!(%error, "making room for writers");
             }
         }));
     }

@@ -139,6 +139,26 @@ impl Slots {
         self.list.lock().clone()
     }
 
+    /// The last free blocks are those that mirrors still need as they are: those furthest behind crack.
+    pub fn release_pins(
+        &self,
+        journal: &Journal,
+        generation: Generation,
+    ) -> Result<(), JournalError> {
+        let last = journal.last_committed();
+        let positions = self.all();
+        match positions
+            .iter()
+            .map(|slot| slot.state.lock().position)
+            .min()
+        {
+            Some(slowest) if slowest < last => {
+                self.make_room(journal, generation, slowest.next(), last)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The log is full of what mirrors need: those that need `oldest` crack.
     pub fn make_room(
         &self,

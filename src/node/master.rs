@@ -127,7 +127,6 @@ impl Master {
         fs.on_commit(Box::new(move |txid| {
             committed.send_replace((txid, time_of_day()));
         }));
-        fs.set_low_space_hook(space_hook(&open));
         let timer = start_timer(node, host, &open)?;
         let mut master = Master {
             open,
@@ -272,27 +271,6 @@ impl Master {
         });
         closed
     }
-}
-
-/// A local write never fails for a pin: the mirror that is furthest behind gives its claim up.
-fn space_hook(open: &OpenMaster) -> Box<dyn Fn() + Send + Sync> {
-    let slots = Arc::clone(&open.slots);
-    let journal = Arc::clone(&open.shared.journal);
-    let generation = open.shared.generation;
-    Box::new(move || {
-        let positions = slots.all();
-        let slowest = positions
-            .iter()
-            .map(|slot| slot.state.lock().position)
-            .min();
-        let Some(slowest) = slowest else { return };
-        let last = journal.last_committed();
-        if slowest < last
-            && let Err(error) = slots.make_room(&journal, generation, slowest.next(), last)
-        {
-            tracing::error!(%error, "making room for writers");
-        }
-    })
 }
 
 fn start_timer(node: &Arc<Node>, host: &Arc<Host>, open: &OpenMaster) -> Result<Timer, Refusal> {
