@@ -76,8 +76,7 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show everything on this machine: two nodes, a volume, its mirror, failures and their recovery.
     ///
-    /// Works in a temporary directory, as root or as an ordinary user who may use FUSE; without /dev/fuse it does the
-    /// same without mounts.
+    /// Works in a temporary directory, as root or as an ordinary user who may use FUSE.
     Demo(DemoArgs),
 }
 

@@ -60,6 +60,25 @@ pub struct MasterVolume {
     pub store: Arc<dyn FactStore>,
     /// The journal file's blocks.
     pub log: Vec<BlockRange>,
+    /// The last transaction before this opening ...
+    pub fork: Txid,
+    /// ... and where the log stood when it began: ids between the two were never issued.
+    pub opened_at: Txid,
+}
+
+impl MasterVolume {
+    /// The position at the log of somebody who has everything up to `txid`.
+    pub fn log_position(&self, txid: Txid) -> Txid {
+        match self.fork <= txid && txid < self.opened_at {
+            true => self.opened_at,
+            false => txid,
+        }
+    }
+
+    /// Whether the log holds everything after `txid`.
+    pub fn log_covers(&self, txid: Txid) -> bool {
+        self.journal.covers(self.log_position(txid))
+    }
 }
 
 /// What is to be done for a mirror, in this order.
@@ -531,7 +550,9 @@ impl Mirror {
         match (transition.next, transition.cause, transition.minor_cause) {
             (_, Some(cause), _) => format!("{}{detail} {}", cause.sentence(), cause.remedy()),
             (_, _, Some(minor)) => format!("{}{detail}", minor.sentence()),
-            (To::Enter(State::LinkDown), ..) => format!("{}{detail}", transition.why),
+            (To::Enter(State::LinkDown | State::OutOfSync | State::Replicate), ..) => {
+                format!("{}{detail}", transition.why)
+            }
             _ => transition.why.to_string(),
         }
     }

@@ -86,6 +86,7 @@ pub fn open_master(
     }
     let mut last = Txid(0);
     let mut kept = Vec::new();
+    let mut floor = Txid(0);
     if let (None, Some(tail)) = (&changed, &facts.tail) {
         let end = match facts.head {
             Some(head) => ResumeEnd::Clean(head),
@@ -95,6 +96,8 @@ pub fn open_master(
             Ok(infos) => {
                 last = infos.last().map_or(last, |info| info.txid);
                 kept = infos;
+                // The saved tail never passed what a mirror lacked: each had, or its map covers, what is before it.
+                floor = Txid(tail.txid.0.saturating_sub(1));
             }
             Err(error) => tracing::warn!(volume = %facts.name, %error,
                 "the mirror buffer can not be resumed: mirrors that lack something will be compared"),
@@ -134,6 +137,7 @@ pub fn open_master(
     facts.stamps = None;
     options.facts.save(&facts)?;
 
+    let opened_at = journal.last_committed().max(last);
     let slots = Arc::new(Slots::default());
     let block_count = volume.blocks_count();
     for (index, (peer, known)) in facts.peers.iter().enumerate() {
@@ -146,12 +150,16 @@ pub fn open_master(
         };
         {
             let mut state = slot.state.lock();
-            if !journal.covers(state.position) && state.position != last {
+            state.position = state.position.max(floor.min(last));
+            if state.position >= last {
+                // It lacks nothing: no id between the two was issued.
+                state.position = opened_at;
+            } else if !journal.covers(state.position) {
                 tracing::warn!(volume = %facts.name, %peer, position = %state.position,
                     "the log no longer holds what this mirror lacks");
                 state.map_lost = true;
                 state.cracked = true;
-                state.position = last;
+                state.position = opened_at;
             }
         }
         slots.add(&journal, Arc::new(slot));
@@ -207,6 +215,8 @@ pub fn open_master(
             facts,
             store: Arc::clone(&options.facts),
             log,
+            fork: last,
+            opened_at,
         },
         slots,
         maps: Arc::clone(&options.maps),

@@ -360,6 +360,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::history::open_database;
     use std::convert::Infallible;
 
     struct Place {
@@ -377,12 +378,12 @@ mod tests {
         }
 
         fn with<T>(&self, f: impl FnOnce(Result<Store, CatalogueError>) -> T) -> T {
-            let db = sled::open(self.dir.path().join("sled")).unwrap();
+            let db = open_database(&self.dir.path().join("sled")).unwrap();
             f(Store::open(&self.text(), Some(&db)))
         }
 
         fn damage_sled(&self) {
-            let db = sled::open(self.dir.path().join("sled")).unwrap();
+            let db = open_database(&self.dir.path().join("sled")).unwrap();
             let tree = db.open_tree(TREE).unwrap();
             let mut bytes = tree.get(KEY).unwrap().unwrap().to_vec();
             let at = bytes.len() - 4;

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 
 /// Events that are kept; at about 300 bytes each, 3 MiB.
@@ -132,6 +132,12 @@ impl NewEvent {
     }
 }
 
+/// What sled says when another process holds its file.
+const LOCKED: &str = "could not acquire lock";
+/// How long that one is waited for, and how long between two tries.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Opens the node's database. One that can not be opened is kept aside as `sled.damaged` and a new one is begun;
 /// `None` when that fails too: the node works without.
 pub fn open_database(path: &Path) -> Option<sled::Db> {
@@ -145,9 +151,16 @@ pub fn open_database(path: &Path) -> Option<sled::Db> {
             Err(_) => Err("panic while opening".to_owned()),
         }
     };
-    let error = match open() {
-        Ok(db) => return Some(db),
-        Err(error) => error,
+    // A process that is about to end, or a child that has yet to start its program, may hold the lock for a moment.
+    let until = Instant::now() + LOCK_WAIT;
+    let error = loop {
+        match open() {
+            Ok(db) => return Some(db),
+            Err(error) if error.contains(LOCKED) && Instant::now() < until => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(error) => break error,
+        }
     };
     let aside = path.with_extension("damaged");
     tracing::error!(

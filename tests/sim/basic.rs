@@ -240,3 +240,39 @@ fn a_local_write_never_fails_for_what_a_mirror_still_needs() {
     world.settle();
     world.assert_equal();
 }
+
+#[test]
+fn a_master_that_loses_power_again_and_again_only_replays() {
+    for seed in 0..12 {
+        let mut world = World::new(100 + seed, 8 << 20);
+        // Also on a volume on which nothing was ever committed.
+        if seed % 2 == 0 {
+            file(&world, "f", &pattern(1, 100_000));
+        }
+        world.create_mirror();
+        world.settle();
+        for round in 0..12u8 {
+            for n in 0..world.random.below(6) {
+                file(&world, &format!("r{round}-{n}"), &pattern(round, 40_000));
+                if world.random.chance(50) {
+                    world.fs().sync().unwrap();
+                }
+                for _ in 0..world.random.below(12) {
+                    world.step();
+                }
+            }
+            world.crash_master();
+            world.start_master();
+            if world.random.chance(60) {
+                world.settle();
+                world.assert_equal();
+                let status = world.mirror.as_ref().unwrap().status(world.now());
+                assert_eq!(
+                    status.bytes_bulk, 0,
+                    "seed {seed}, round {round}: {:#?}",
+                    world.trace
+                );
+            }
+        }
+    }
+}

@@ -34,7 +34,8 @@ impl Mirror {
             CopyState::Partial { txid, .. } => txid,
             _ => history.durable,
         };
-        self.slot.state.lock().acked = Txid(durable.min(self.shared.journal.last_committed().0));
+        let acked = self.shared.log_position(Txid(durable));
+        self.slot.state.lock().acked = acked.min(self.shared.journal.last_committed());
         self.truth.consistent_at = match history.copy {
             CopyState::Complete => history.consistent_at,
             _ => u64::MAX,
@@ -63,7 +64,7 @@ impl Mirror {
         };
         let log_after = [state.position, Txid(at)]
             .into_iter()
-            .filter(|txid| journal.covers(*txid))
+            .filter(|txid| self.shared.log_covers(*txid))
             .min();
         let map = match (state.map.coverage(), state.map_lost) {
             (None, false) => None,
@@ -161,7 +162,7 @@ impl Mirror {
                     (BlockNo(0), committed)
                 }
                 CopyFrom::Resume { cursor, txid } => {
-                    let txid = match journal.covers(Txid(txid)) {
+                    let txid = match self.shared.log_covers(Txid(txid)) {
                         true => Txid(txid),
                         false => state.position,
                     };
@@ -174,7 +175,7 @@ impl Mirror {
                 cursor,
                 first: true,
             },
-            from,
+            self.shared.log_position(from),
         ) {
             return self.failed(error, now, out);
         }
@@ -201,7 +202,7 @@ impl Mirror {
                 (Phase::Compare { cursor: BlockNo(0) }, committed)
             } else {
                 // From what the mirror has, if the log still holds the rest; else the map has what came between.
-                let from = match journal.covers(state.acked) {
+                let from = match self.shared.log_covers(state.acked) {
                     true => state.acked,
                     false => state.position,
                 };
@@ -217,7 +218,7 @@ impl Mirror {
         };
         self.truth.consistent_at = u64::MAX;
         let compare = matches!(phase, Phase::Compare { .. });
-        if let Err(error) = self.stream.begin(phase, from) {
+        if let Err(error) = self.stream.begin(phase, self.shared.log_position(from)) {
             return self.failed(error, now, out);
         }
         self.begin(Mode::OutOfSync, from, compare, out);
@@ -230,7 +231,10 @@ impl Mirror {
             // Out of a copy: the stream is in sequence already.
             return;
         };
-        if let Err(error) = self.stream.begin(Phase::Sequencing, Txid(after)) {
+        if let Err(error) = self
+            .stream
+            .begin(Phase::Sequencing, self.shared.log_position(Txid(after)))
+        {
             return self.failed(error, now, out);
         }
         self.begin(Mode::InSync, Txid(after), false, out);
