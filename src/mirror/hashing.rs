@@ -53,11 +53,12 @@ pub struct Questions {
 
 /// What of the superblock each side has for itself, offset and length in bytes, kernel names: mount times and counts, the
 /// checksum that covers them. `RECOVER` is cleared apart from these.
-const OWN_FIELDS: [(usize, usize); 6] = [
+const OWN_FIELDS: [(usize, usize); 7] = [
     (0x2c, 4),  // s_mtime
     (0x30, 4),  // s_wtime
     (0x34, 2),  // s_mnt_count
     (0x40, 4),  // s_lastcheck
+    (0xc8, 4),  // s_algorithm_usage_bitmap, retired: balances the checksum
     (0x274, 3), // s_wtime_hi, s_mtime_hi, s_mkfs_time_hi
     (0x3fc, 4), // s_checksum
 ];

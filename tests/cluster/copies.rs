@@ -97,7 +97,15 @@ fn range(text: &str) -> Option<RangeInclusive<u64>> {
 
 /// Fields of the superblock that are each side's own: RECOVER, mount and write times, the mount count, the checksum.
 /// (offset, bytes)
-const EXEMPT: &[(usize, usize)] = &[(0x2c, 4), (0x30, 4), (0x34, 2), (0x274, 2), (0x3fc, 4)];
+const EXEMPT: &[(usize, usize)] = &[
+    (0x2c, 4),
+    (0x30, 4),
+    (0x34, 2),
+    (0x40, 4),
+    (0xc8, 4),
+    (0x274, 3),
+    (0x3fc, 4),
+];
 /// `s_feature_incompat`, and RECOVER in it.
 const INCOMPAT: usize = 0x60;
 const RECOVER: u8 = 0x04;
