@@ -167,7 +167,9 @@ fn a_pause_is_made_good_by_replay_and_a_crack_from_the_dirty_map() {
     let mut file = File::options().write(true).open(mnt.join("file")).unwrap();
     file.write_all(&vec![2; 24 << 20]).unwrap();
     file.sync_all().unwrap();
-    assert_eq!(pair.of_mirror("cracked"), true);
+    pair.a.until("cracked", |s| {
+        s["volumes"][0]["mirrors"][0]["cracked"] == true
+    });
     pair.a.ok(&["mirror", "continue", "data", "beta"]);
     pair.reach("INSYNC");
     let sent = pair.of_mirror("bytes_bulk").as_u64().unwrap() - bulk.as_u64().unwrap();
