@@ -168,10 +168,16 @@ impl Live {
 
     /// Unmounts and closes.
     pub fn close(mut self) {
-        let mount = self.mount.take().expect("mounted until now");
-        if let Err((mount, error)) = mount.unmount(false) {
-            drop(mount);
-            panic!("{error}");
+        let mut mount = self.mount.take().expect("mounted until now");
+        // A program that another thread is just starting holds what this process has open, until it runs.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while let Err((back, error)) = mount.unmount(false) {
+            mount = back;
+            if std::time::Instant::now() > until || !error.to_string().contains("busy") {
+                drop(mount);
+                panic!("{error}");
+            }
+            std::thread::yield_now();
         }
         self.stop_timer();
         self.fs.close().expect("the volume closes");
