@@ -374,14 +374,15 @@ impl Follower {
         // A power cut between the facts and the guard: the facts were first.
         guard::lower_if_raised(&volume)?;
         let mut facts = self.facts.lock().clone();
+        let base = facts.high_txid.max(facts.applied);
+        let opened = open_volume(Arc::clone(&volume), base, How::ReadWrite)?;
+        // After the recovery: the log may bring the mount count of a master that was opened again.
         if let Some(expected) = &facts.stamps
             && let Some(what) = stamps::changed(expected, &stamps::read(&volume)?)
         {
             tracing::warn!(volume = %self.name, %what, "this copy was changed from outside: it will be compared");
             facts.tainted = true;
         }
-        let base = facts.high_txid.max(facts.applied);
-        let opened = open_volume(Arc::clone(&volume), base, How::ReadWrite)?;
         let journal = Arc::clone(&opened.journal);
         if let Some(tail) = &facts.tail {
             // What was acknowledged after the facts were saved last: in the log, home or not.

@@ -3,8 +3,11 @@
 //! Owns the reading and the comparison of what such a change leaves behind. A change that leaves nothing behind can only
 //! be found by comparing the copies.
 
+use crate::ext4::Superblock;
 use crate::fs::read_superblock;
-use crate::mirror::MirrorError;
+use crate::journal::Transaction;
+use crate::mirror::{MirrorError, guard};
+use crate::units::BlockNo;
 use crate::volume::Volume;
 use crate::volume::facts::OutsideStamps;
 
@@ -31,6 +34,20 @@ pub fn read_open(volume: &Volume) -> Result<OutsideStamps, MirrorError> {
         s_wtime: 0,
         ctimes: Vec::new(),
         ..read(volume)?
+    })
+}
+
+/// The stamps that a transaction's image of the superblock brings, as of an open volume.
+pub fn carried(txn: &Transaction, block_size: u32) -> Option<OutsideStamps> {
+    let block = 1024 / u64::from(block_size.max(1024));
+    let image = txn.images.get(&BlockNo(block))?;
+    let range = guard::superblock_in(block, image.len())?;
+    let superblock = Superblock::decode(&image[range]).ok()?;
+    Some(OutsideStamps {
+        s_mnt_count: superblock.s_mnt_count(),
+        s_mtime: i64::from(superblock.s_mtime()),
+        s_lastcheck: i64::from(superblock.s_lastcheck()),
+        ..OutsideStamps::default()
     })
 }
 

@@ -7,7 +7,7 @@ use super::{Current, FLUSH_BYTES, Follower, Output, Phase, TRANSACTION_BYTES, pr
 use crate::journal::{Hint, Image, Transaction};
 use crate::mirror::hashing::hash_blocks;
 use crate::mirror::ranges::RangeSet;
-use crate::mirror::{MirrorError, guard};
+use crate::mirror::{MirrorError, guard, stamps};
 use crate::units::{BlockRange, Ino, Txid};
 use crate::wire::message::{Message, Range, Touched};
 
@@ -180,6 +180,19 @@ impl Follower {
         let txns = std::mem::take(&mut following.pending);
         following.pending_bytes = 0;
         following.pending_freed = RangeSet::default();
+        let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
+        if let Some(stamps) = txns
+            .iter()
+            .rev()
+            .find_map(|txn| stamps::carried(txn, block_size))
+        {
+            // The master was opened again: its mount count is this copy's from now on, and no change from outside.
+            let mut facts = self.facts.lock();
+            if facts.stamps.as_ref() != Some(&stamps) {
+                facts.stamps = Some(stamps);
+                self.env.facts.save(&facts)?;
+            }
+        }
         following.journal.append(&txns)?;
         let hints = following.fs.switch_epoch(&txns)?;
         let last = txns.last().expect("not empty").txid;
