@@ -1,0 +1,259 @@
+//! The bulk replicator: a cursor over the block space, beside live transactions, and the comparisons that use it too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{BULK_BYTES, Frame, Phase, SPAN_BLOCKS, SPANS_A_STEP, Stream};
+use crate::mirror::MirrorError;
+use crate::mirror::shipment::touched;
+use crate::units::{BlockNo, BlockRange};
+use crate::wire::message::{Message, Range};
+
+impl Stream {
+    pub(super) fn bulk(&mut self, now: Duration) -> Result<Option<Frame>, MirrorError> {
+        match self.phase {
+            Phase::Copy { cursor, first } => self.copy_step(cursor, first, now).map(Some),
+            Phase::Compare { cursor } => self.compare_step(cursor),
+            Phase::Sequencing => self.verify_step(),
+            Phase::Draining { .. } | Phase::Ending { .. } => Ok(None),
+        }
+    }
+
+    pub(super) fn copy_step(
+        &mut self,
+        cursor: BlockNo,
+        first: bool,
+        now: Duration,
+    ) -> Result<Frame, MirrorError> {
+        let block_size = self.block_size();
+        let room = (BULK_BYTES / block_size).max(1);
+        let (chunk, clears, end) = match first {
+            true => {
+                let (chunk, end) = self.allocated_from(cursor, room)?;
+                (chunk, Vec::new(), end)
+            }
+            false => self.marked_from(cursor, room)?,
+        };
+        // The cursor passes the chunk here, before it is read.
+        self.phase = Phase::Copy { cursor: end, first };
+        let mut data: Vec<Range> = Vec::new();
+        let mut zero: Vec<Range> = Vec::new();
+        let mut payload = Vec::new();
+        for range in &chunk {
+            self.passed_blocks += range.len;
+            if first && self.volume.is_hole(*range) && !self.journal_has(*range)? {
+                zero.push((*range).into());
+                continue;
+            }
+            let at = payload.len();
+            payload.resize(at + (range.len * block_size) as usize, 0);
+            self.journal.read(range.start, &mut payload[at..])?;
+            self.counters.bytes_read += range.len * block_size;
+            if payload[at..].iter().all(|byte| *byte == 0) {
+                payload.truncate(at);
+                zero.push((*range).into());
+            } else {
+                data.push((*range).into());
+            }
+        }
+        let bytes = payload.len() as u64;
+        self.counters.bytes_bulk += bytes;
+        self.rate.spend(now, bytes);
+        let seq = self.next_seq(bytes, clears);
+        let bulk = Message::Bulk {
+            seq,
+            data,
+            zero,
+            cursor: end.0,
+        };
+        if end.0 >= self.volume.blocks_count() {
+            self.pass_ended();
+        }
+        Ok((bulk, payload))
+    }
+
+    /// The journal's overlay has newer contents than a hole at home.
+    pub(super) fn journal_has(&self, range: BlockRange) -> Result<bool, MirrorError> {
+        for block in range.blocks() {
+            if self.journal.image(block)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A pass is over: another one when the map has bits that are not under way, else the copy ends.
+    pub(super) fn pass_ended(&mut self) {
+        let under_way: u64 = self
+            .in_flight
+            .iter()
+            .flat_map(|frame| &frame.clears)
+            .map(|range| range.len)
+            .sum();
+        let marked = self.slot.state.lock().map.count();
+        self.phase = match marked > under_way {
+            true => Phase::Copy {
+                cursor: BlockNo(0),
+                first: false,
+            },
+            false => Phase::Draining {
+                until: self.journal.last_committed(),
+            },
+        };
+    }
+
+    /// Up to `room` allocated blocks from `cursor` on, and where the cursor is behind them.
+    pub(super) fn allocated_from(
+        &self,
+        cursor: BlockNo,
+        room: u64,
+    ) -> Result<(Vec<BlockRange>, BlockNo), MirrorError> {
+        let total = self.volume.blocks_count();
+        let mut at = cursor.0;
+        for _ in 0..SPANS_A_STEP {
+            if at >= total {
+                break;
+            }
+            let span = BlockRange::new(BlockNo(at), SPAN_BLOCKS.min(total - at));
+            let chunk = self.allocated_in(span)?;
+            if chunk.is_empty() {
+                at = span.end().0;
+                continue;
+            }
+            return Ok(take_blocks(chunk, room, span.end()));
+        }
+        Ok((Vec::new(), BlockNo(at)))
+    }
+
+    /// The allocated blocks of `span` by the newest committed bitmaps, without the journal's own.
+    pub(super) fn allocated_in(&self, span: BlockRange) -> Result<Vec<BlockRange>, MirrorError> {
+        let mut set: crate::mirror::ranges::RangeSet =
+            self.committed()?.allocated(span)?.into_iter().collect();
+        for range in &self.log {
+            set.remove(*range);
+        }
+        Ok(set.iter().collect())
+    }
+
+    /// Up to `room` marked blocks from `cursor` on: those that are allocated, all of them (they are unmarked when this
+    /// frame is acknowledged), and where the cursor is behind them.
+    #[allow(clippy::type_complexity, reason = "three plain results of one search")]
+    pub(super) fn marked_from(
+        &self,
+        cursor: BlockNo,
+        room: u64,
+    ) -> Result<(Vec<BlockRange>, Vec<BlockRange>, BlockNo), MirrorError> {
+        let total = self.volume.blocks_count();
+        let mut marked = Vec::new();
+        let mut count = 0;
+        let mut at = cursor;
+        {
+            let mut state = self.slot.state.lock();
+            while count < room {
+                match state.map.next_set(at, room - count)? {
+                    Some(range) => {
+                        count += range.len;
+                        at = range.end();
+                        marked.push(range);
+                    }
+                    None => {
+                        at = BlockNo(total);
+                        break;
+                    }
+                }
+            }
+        }
+        let mut wanted = Vec::new();
+        for range in crate::units::coalesce(marked.clone()) {
+            let mut from = range.start;
+            while from < range.end() {
+                let span = BlockRange::new(from, SPAN_BLOCKS.min(range.end().0 - from.0));
+                wanted.extend(self.allocated_in(span)?);
+                from = span.end();
+            }
+        }
+        Ok((wanted, marked, at))
+    }
+
+    pub(super) fn compare_step(&mut self, cursor: BlockNo) -> Result<Option<Frame>, MirrorError> {
+        if self.questions.full() {
+            return Ok(None);
+        }
+        if cursor.0 >= self.volume.blocks_count() {
+            if self.questions.is_empty() {
+                self.phase = Phase::Copy {
+                    cursor: BlockNo(0),
+                    first: false,
+                };
+            }
+            return Ok(None);
+        }
+        let room = (4 * BULK_BYTES / self.block_size()).max(1);
+        let (chunk, end) = self.allocated_from(cursor, room)?;
+        self.phase = Phase::Compare { cursor: end };
+        if chunk.is_empty() {
+            return Ok(None);
+        }
+        let journal = Arc::clone(&self.journal);
+        let frame = self
+            .questions
+            .ask(chunk, |start, buf| journal.read(start, buf))?;
+        Ok(Some(frame))
+    }
+
+    /// Compares the next chunk, if `verify` is running and the mirror has been sent everything.
+    pub(super) fn verify_step(&mut self) -> Result<Option<Frame>, MirrorError> {
+        let Some(cursor) = self.questions.verifying() else {
+            return Ok(None);
+        };
+        let committed = self.journal.last_committed();
+        if self.questions.full() || committed != self.sent {
+            return Ok(None);
+        }
+        if cursor.0 >= self.volume.blocks_count() {
+            self.questions.pass_ended(self.sent);
+            return Ok(None);
+        }
+        let room = (4 * BULK_BYTES / self.block_size()).max(1);
+        let (chunk, end) = self.allocated_from(cursor, room)?;
+        let journal = Arc::clone(&self.journal);
+        let chunk: crate::mirror::ranges::RangeSet = chunk.into_iter().collect();
+        let frame = self.questions.ask(chunk.iter().collect(), |start, buf| {
+            journal.read(start, buf)
+        })?;
+        // Whatever was committed while we read must not have touched what we read.
+        for info in self.journal.info_after(committed).unwrap_or_default() {
+            let txn = self.journal.load_transaction(info.txid)?;
+            if touched(&txn)
+                .chain(txn.freed.iter().copied())
+                .any(|range| chunk.overlaps(range))
+            {
+                self.questions.forget_last();
+                return Ok(None);
+            }
+        }
+        self.questions.verified_to(end, committed);
+        Ok(match chunk.is_empty() {
+            true => {
+                self.questions.forget_last();
+                None
+            }
+            false => Some(frame),
+        })
+    }
+}
+
+/// The first `room` blocks of `ranges`, and where the cursor is behind them (`end` when they all fit).
+fn take_blocks(ranges: Vec<BlockRange>, room: u64, end: BlockNo) -> (Vec<BlockRange>, BlockNo) {
+    let mut taken = Vec::new();
+    let mut left = room;
+    for range in ranges {
+        let len = range.len.min(left);
+        taken.push(BlockRange::new(range.start, len));
+        left -= len;
+        if left == 0 {
+            return (taken, BlockNo(range.start.0 + len));
+        }
+    }
+    (taken, end)
+}
