@@ -8,7 +8,7 @@ pub const LOCKSTEP_INCOMPAT_GUARD: u32 = 0x8000_0000;
 
 /// `s_feature_compat`: whoever does not know a bit may still write.
 pub mod compat {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the kernel's own")]
     pub const DIR_PREALLOC: u32 = 0x0001;
     pub const IMAGIC_INODES: u32 = 0x0002;
     pub const HAS_JOURNAL: u32 = 0x0004;
@@ -23,7 +23,7 @@ pub mod compat {
 
 /// `s_feature_incompat`: whoever does not know a bit may not even read.
 pub mod incompat {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the kernel's own")]
     pub const COMPRESSION: u32 = 0x0001;
     pub const FILETYPE: u32 = 0x0002;
     pub const RECOVER: u32 = 0x0004;
@@ -44,7 +44,7 @@ pub mod incompat {
 
 /// `s_feature_ro_compat`: whoever does not know a bit may read but not write.
 pub mod ro_compat {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the kernel's own")]
     pub const SPARSE_SUPER: u32 = 0x0001;
     pub const LARGE_FILE: u32 = 0x0002;
     pub const BTREE_DIR: u32 = 0x0004;

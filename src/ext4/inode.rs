@@ -20,7 +20,7 @@ pub const EXTRA_ISIZE: u16 = 32;
 
 /// `i_flags` (kernel: `EXT4_*_FL`).
 pub mod flags {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the kernel's own")]
     pub const SYNC: u32 = 0x0000_0008;
     pub const IMMUTABLE: u32 = 0x0000_0010;
     pub const APPEND: u32 = 0x0000_0020;
@@ -61,7 +61,7 @@ pub mod flags {
 
 /// Well-known inodes.
 pub mod reserved {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the kernel's own")]
     use crate::units::Ino;
     pub const BAD: Ino = Ino(1);
     pub const ROOT: Ino = Ino(2);

@@ -54,7 +54,7 @@ const _: () = assert!(XATTR_BLOCK_HEAD == 4 + 4 + 4 + 4 + 4 + 3 * 4);
 
 /// `e_name_index`: which prefix (or whole name) an attribute has.
 pub mod index {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "the names are the kernel's own")]
     pub const USER: u8 = 1;
     pub const POSIX_ACL_ACCESS: u8 = 2;
     pub const POSIX_ACL_DEFAULT: u8 = 3;

@@ -3,8 +3,6 @@
 //! Sized to run in minutes; `LOCKSTEP_FULL=1` gives volumes, trees and rounds their full sizes. What a test needs and does
 //! not find, it says, and is skipped (a failure with `LOCKSTEP_NO_SKIP=1`).
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
-
 #[path = "../testkit/mod.rs"]
 mod testkit;
 

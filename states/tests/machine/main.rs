@@ -1,7 +1,5 @@
 //! The table, proved: by going through every state, every event and every combination of facts.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 mod cells;
 mod goldens;
 mod paths;
