@@ -30,6 +30,22 @@ pub enum MirrorError {
     /// The log does not hold what comes after a transaction.
     #[error("the log no longer holds what follows transaction {0}")]
     LogLost(Txid),
+    /// The staging log of a resync can not be read or written.
+    #[error("staging log {name}: {source}")]
+    StagingIo {
+        /// The file.
+        name: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// The staging log of a resync is damaged: the copy can not become consistent by it.
+    #[error("staging log {name} is damaged: {detail}; the next resync copies again")]
+    Staging {
+        /// The file.
+        name: String,
+        /// Where and what.
+        detail: String,
+    },
     /// The peer broke the protocol.
     #[error("protocol violation by the peer: {0}")]
     Protocol(String),
@@ -52,10 +68,12 @@ pub fn disk_cause(error: &MirrorError) -> Cause {
         MirrorError::Fs(FsError::Io { source, .. }) => io_cause(source),
         MirrorError::Dirty(DirtyError::Io { source, .. }) => io_cause(source),
         MirrorError::Facts(FactsError::Io { source, .. }) => io_cause(source),
+        MirrorError::StagingIo { source, .. } => io_cause(source),
         MirrorError::Fs(_)
         | MirrorError::Dirty(_)
         | MirrorError::Facts(_)
         | MirrorError::LogLost(_)
+        | MirrorError::Staging { .. }
         | MirrorError::Protocol(_) => Cause::MirrorDamaged,
     }
 }

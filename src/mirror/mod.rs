@@ -16,6 +16,7 @@ pub mod ranges;
 pub mod rate;
 pub mod shipment;
 pub mod slot;
+pub mod staging;
 pub mod stamps;
 pub mod stream;
 
