@@ -1,7 +1,8 @@
 //! `lockstep demo`: everything on this machine, in a temporary directory, with a figure at each step.
 //!
 //! Owns what it starts and makes, and takes all of it away again, also after Ctrl-C and after a failure. Speaks to its
-//! daemons as any operator does: through commands and the control protocol.
+//! daemons as any operator does: through commands and the control protocol. Where nothing can be mounted it does without
+//! mounts, and without daemons.
 
 mod faults;
 mod interrupt;
@@ -12,11 +13,15 @@ mod report;
 mod sizes;
 mod source;
 mod story;
+mod walk;
 mod writer;
 
 use super::Failed;
 use super::args::DemoArgs;
 use super::exit::Exit;
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
 
 /// Runs the demonstration.
 pub fn run(args: &DemoArgs) -> Result<Exit, Failed> {
@@ -30,5 +35,50 @@ pub fn run(args: &DemoArgs) -> Result<Exit, Failed> {
         }
     }
     let interrupt = interrupt::Interrupt::listen()?;
-    story::tell(args, interrupt)
+    match without_mounts() {
+        Some(why) => walk::walk(args, interrupt, &why),
+        None => story::tell(args, interrupt),
+    }
+}
+
+/// Why nothing can be mounted here; `None` if it can.
+fn without_mounts() -> Option<String> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    if let Err(e) = device {
+        return Some(format!("/dev/fuse: {e}"));
+    }
+    let privileged = rustix::process::geteuid().is_root();
+    (!privileged && nodes::find("fusermount3").is_none())
+        .then(|| "fusermount3 is not installed (apt install fuse3)".to_owned())
+}
+
+/// A promise that was not kept.
+fn broken(what: impl Into<String>) -> Failed {
+    Failed::new(
+        Exit::Failure,
+        what,
+        "this is an error in lockstep; lockstep demo --keep leaves everything to be looked at",
+    )
+}
+
+/// What e2fsck says of a copy that nobody has open.
+fn fsck(part: &Path) -> Result<(), Failed> {
+    let out = Command::new("e2fsck")
+        .env("PATH", nodes::search_path(None))
+        .env("LC_ALL", "C")
+        .arg("-fn")
+        .arg(part)
+        .output()
+        .map_err(|e| {
+            Failed::new(
+                Exit::Failure,
+                format!("e2fsck: {e}"),
+                "apt install e2fsprogs",
+            )
+        })?;
+    if out.status.success() {
+        return Ok(());
+    }
+    eprintln!("{}", String::from_utf8_lossy(&out.stdout));
+    Err(broken(format!("e2fsck finds {} damaged", part.display())))
 }

@@ -55,5 +55,7 @@ mod requests;
 
 pub mod daemon;
 
+pub mod pair;
+
 #[cfg(test)]
 mod link_tests;

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// How fast the sign of life on a terminal turns.
 const TURN_EVERY: Duration = Duration::from_millis(100);
 
+/// A line, where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
 struct Row {
     title: String,
     took: Duration,
@@ -27,6 +30,7 @@ pub struct Report {
     title: &'static str,
     bar: Option<ProgressBar>,
     last: String,
+    said: Instant,
     rows: Vec<Row>,
 }
 
@@ -60,6 +64,7 @@ impl Report {
             title: "",
             bar: None,
             last: String::new(),
+            said: Instant::now(),
             rows: Vec::new(),
         }
     }
@@ -87,7 +92,8 @@ impl Report {
         }
     }
 
-    /// How far the step is. `word` is what a line is printed for when it changes and there is no terminal.
+    /// How far the step is. Where there is no terminal there is a line when `word` changes, and every
+    /// second.
     pub fn progress(
         &mut self,
         word: &str,
@@ -108,8 +114,9 @@ impl Report {
                 bar.set_position(done);
                 bar.set_message(text);
             }
-            None if self.last != word => {
+            None if self.last != word || self.said.elapsed() > LINE_EVERY => {
                 word.clone_into(&mut self.last);
+                self.said = Instant::now();
                 say(format!("{:18}{percent:>3}%  {text}", ""))?;
             }
             None => {}

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// A copy is shown to be alive this often.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 
+/// Files that are enough, however small they are.
+pub const MOST_FILES: u64 = 6000;
+
 /// What was copied or compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
@@ -44,17 +47,60 @@ pub fn candidates() -> Vec<PathBuf> {
     found
 }
 
-/// Copies trees, one after the other, each into a directory of its own below `to`, until there are `limit` bytes or
-/// `most` files. What can not be read is left out. The trees that were used, and how much there is.
+/// Where a copy goes to. Paths are relative to its top.
+pub trait Sink {
+    /// Makes a directory.
+    fn dir(&mut self, path: &Path) -> Result<(), Failed>;
+    /// Makes a symbolic link.
+    fn link(&mut self, path: &Path, target: &Path) -> Result<(), Failed>;
+    /// Makes a file; its bytes.
+    fn file(&mut self, path: &Path, source: &mut File, meta: &Metadata) -> Result<u64, Failed>;
+}
+
+/// A directory to copy into.
+#[derive(Debug)]
+pub struct Dir(pub PathBuf);
+
+impl Sink for Dir {
+    fn dir(&mut self, path: &Path) -> Result<(), Failed> {
+        let path = self.0.join(path);
+        std::fs::create_dir(&path).map_err(|e| Failed::here(path.display(), e))
+    }
+
+    fn link(&mut self, path: &Path, target: &Path) -> Result<(), Failed> {
+        let path = self.0.join(path);
+        let made = std::os::unix::fs::symlink(target, &path);
+        made.map_err(|e| Failed::here(path.display(), e))
+    }
+
+    fn file(&mut self, path: &Path, source: &mut File, meta: &Metadata) -> Result<u64, Failed> {
+        let path = self.0.join(path);
+        let failed = |e: io::Error| Failed::here(path.display(), e);
+        let mut target = File::create_new(&path).map_err(failed)?;
+        let bytes = io::copy(source, &mut target).map_err(failed)?;
+        // Readable for whoever runs this, so that it can be compared; no set-user-id in a temporary directory.
+        let mode = meta.mode() & 0o777 | 0o600;
+        let permissions = std::fs::Permissions::from_mode(mode);
+        target.set_permissions(permissions).map_err(failed)?;
+        if let Ok(modified) = meta.modified() {
+            target.set_modified(modified).map_err(failed)?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// Copies trees, one after the other, each into a directory of its own in `to`, until there are `limit` bytes or `most`
+/// files. What can not be read is left out. The trees that were used, and how much there is.
 pub fn copy(
     trees: &[PathBuf],
-    to: &Path,
+    to: &mut dyn Sink,
     limit: u64,
     most: u64,
     interrupt: &Interrupt,
     mut shown: impl FnMut(&Extent),
 ) -> Result<(Vec<PathBuf>, Extent), Failed> {
     let mut copying = Copying {
+        to,
         limit,
         most,
         interrupt,
@@ -69,8 +115,9 @@ pub fn copy(
             break;
         }
         let name = tree.file_name().unwrap_or_default().to_string_lossy();
-        let dir = to.join(format!("{name}{}", if n == 0 { "" } else { "+" }.repeat(n)));
-        std::fs::create_dir(&dir).map_err(|e| Failed::here(dir.display(), e))?;
+        // Two of one name are told apart.
+        let dir = PathBuf::from(format!("{name}{}", "+".repeat(n)));
+        copying.to.dir(&dir)?;
         let before = copying.extent;
         copying.dir(tree, &dir, 0)?;
         if copying.extent != before {
@@ -81,6 +128,7 @@ pub fn copy(
 }
 
 struct Copying<'a> {
+    to: &'a mut dyn Sink,
     limit: u64,
     most: u64,
     interrupt: &'a Interrupt,
@@ -104,41 +152,26 @@ impl Copying<'_> {
             let Ok(meta) = std::fs::symlink_metadata(&source) else {
                 continue;
             };
-            let failed = |e: io::Error| Failed::here(target.display(), e);
             if meta.is_dir() {
-                std::fs::create_dir(&target).map_err(failed)?;
+                self.to.dir(&target)?;
                 self.extent.others += 1;
                 self.dir(&source, &target, depth + 1)?;
             } else if meta.is_symlink() {
                 if let Ok(link) = std::fs::read_link(&source) {
-                    std::os::unix::fs::symlink(link, &target).map_err(failed)?;
+                    self.to.link(&target, &link)?;
                     self.extent.others += 1;
                 }
-            } else if meta.is_file() && self.extent.bytes + meta.len() <= self.limit {
-                self.file(&source, &target, &meta)?;
+            } else if meta.is_file()
+                && self.extent.bytes + meta.len() <= self.limit
+                && let Ok(mut file) = File::open(&source)
+            {
+                self.extent.bytes += self.to.file(&target, &mut file, &meta)?;
+                self.extent.files += 1;
             }
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, from: &Path, to: &Path, meta: &Metadata) -> Result<(), Failed> {
-        let failed = |e: io::Error| Failed::here(to.display(), e);
-        let Ok(mut source) = File::open(from) else {
-            return Ok(());
-        };
-        let mut target = File::create_new(to).map_err(failed)?;
-        self.extent.bytes += io::copy(&mut source, &mut target).map_err(failed)?;
-        self.extent.files += 1;
-        // Readable for whoever runs this, so that it can be compared; no set-user-id in a temporary directory.
-        let mode = meta.mode() & 0o777 | 0o600;
-        let permissions = std::fs::Permissions::from_mode(mode);
-        target.set_permissions(permissions).map_err(failed)?;
-        if let Ok(modified) = meta.modified() {
-            target.set_modified(modified).map_err(failed)?;
-        }
-        if self.at.elapsed() > SHOW_EVERY {
-            self.at = Instant::now();
-            (self.shown)(&self.extent);
+            if self.at.elapsed() > SHOW_EVERY {
+                self.at = Instant::now();
+                (self.shown)(&self.extent);
+            }
         }
         Ok(())
     }
@@ -249,7 +282,8 @@ mod tests {
         std::os::unix::fs::symlink("a", from.join("link")).unwrap();
         let none = Interrupt::default();
         let trees = [from.clone()];
-        let (used, extent) = copy(&trees, &to, 1 << 20, 100, &none, |_| {}).unwrap();
+        let (used, extent) =
+            copy(&trees, &mut Dir(to.clone()), 1 << 20, 100, &none, |_| {}).unwrap();
         assert_eq!(used, trees);
         let expected = Extent {
             files: 3,
@@ -273,7 +307,7 @@ mod tests {
 
         let small = dir.path().join("small");
         std::fs::create_dir(&small).unwrap();
-        let (_, extent) = copy(&trees, &small, 1000, 1, &none, |_| {}).unwrap();
+        let (_, extent) = copy(&trees, &mut Dir(small), 1000, 1, &none, |_| {}).unwrap();
         assert_eq!((extent.files, extent.bytes), (1, 10));
     }
 

@@ -11,19 +11,19 @@ use super::super::size::show;
 use super::super::{Failed, say};
 use super::faults::Busy;
 use super::interrupt::Interrupt;
-use super::nodes::{Node, search_path};
+use super::nodes::Node;
 use super::place::Place;
 use super::relay::Relay;
 use super::report::{Report, count, millis};
 use super::sizes::Sizes;
 use super::source;
 use super::writer::{LiveWriter, overwrite, write_durably, write_files};
+use super::{broken, fsck};
 use crate::node::history::Event;
 use crate::node::protocol::{MirrorStatus, Request};
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The volume.
@@ -32,8 +32,6 @@ const VOLUME: &str = "data";
 const SOON: Duration = Duration::from_secs(30);
 /// A first copy ends within this.
 const COPIED_WITHIN: Duration = Duration::from_secs(300);
-/// Files of the tree.
-const MOST_FILES: u64 = 6000;
 /// Files written during a pause and while the link is cut.
 const FILES: u32 = 100;
 /// Changes whose way to the mirror's mount is timed.
@@ -57,14 +55,6 @@ struct Before {
     bulk: u64,
     sequenced: u64,
     event: u64,
-}
-
-fn broken(what: impl Into<String>) -> Failed {
-    Failed::new(
-        Exit::Failure,
-        what,
-        "this is an error in lockstep; lockstep demo --keep leaves the logs to be read",
-    )
 }
 
 /// Tells the story from beginning to end.
@@ -308,9 +298,9 @@ impl Story {
         let report = &mut self.report;
         let (used, extent) = source::copy(
             &trees,
-            &self.alpha.mnt(),
+            &mut source::Dir(self.alpha.mnt()),
             tree,
-            MOST_FILES,
+            source::MOST_FILES,
             &self.interrupt,
             |e| {
                 let (files, bytes) = (count(e.files, "file"), show(e.bytes));
@@ -527,15 +517,7 @@ impl Story {
             return Err(broken("the mirror was repaired without OUTOFSYNC"));
         }
         let (bulk, sequenced) = self.sent(&before)?;
-        // What was changed, and a little for the metadata that changed with it.
-        let most = over + over / 10 + (1 << 20);
-        if bulk > most {
-            return Err(broken(format!(
-                "{} were copied for {} that were changed",
-                show(bulk),
-                show(over)
-            )));
-        }
+        self.sizes.check_repair(bulk)?;
         let text = format!(
             "{} overwritten at {}/s, more than the buffer of {}; OUTOFSYNC, then INSYNC after {}: {} copied",
             show(over),
@@ -618,25 +600,9 @@ impl Story {
         self.alpha.stop()?;
         self.beta.stop()?;
         let took = began.elapsed();
-        for (name, part) in self.parts() {
+        for part in self.parts() {
             self.report.doing(format!("e2fsck -fn {}", part.display()));
-            let out = Command::new("e2fsck")
-                .env("PATH", search_path(None))
-                .env("LC_ALL", "C")
-                .arg("-fn")
-                .arg(&part)
-                .output()
-                .map_err(|e| {
-                    Failed::new(
-                        Exit::Failure,
-                        format!("e2fsck: {e}"),
-                        "apt install e2fsprogs",
-                    )
-                })?;
-            if !out.status.success() {
-                eprintln!("{}", String::from_utf8_lossy(&out.stdout));
-                return Err(broken(format!("e2fsck finds {name}'s copy damaged")));
-            }
+            fsck(&part)?;
         }
         let text = format!(
             "both daemons stopped in {}; e2fsck -fn finds both copies clean",
@@ -645,9 +611,9 @@ impl Story {
         self.report.done(&text, 0, 0)
     }
 
-    fn parts(&self) -> [(&'static str, PathBuf); 2] {
+    fn parts(&self) -> [PathBuf; 2] {
         let mirror = self.beta.store().join(VOLUME).join("part0");
-        [("alpha", self.alpha.file("data.img")), ("beta", mirror)]
+        [self.alpha.file("data.img"), mirror]
     }
 
     /// `--keep`: both daemons run again, without the relay, which ends with this process.
