@@ -76,7 +76,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Show everything on this machine: two nodes, a volume, its mirror, failures and their recovery.
     ///
-    /// Works in a temporary directory, as root or as an ordinary user who may use FUSE.
+    /// Works in a temporary directory, as root or as an ordinary user. Where nothing can be mounted (no /dev/fuse, say) it
+    /// tells so, and does the same steps without daemons and mounts.
     Demo(DemoArgs),
 }
 
@@ -375,7 +376,7 @@ pub struct DemoArgs {
     /// How much is copied in, at most; each copy takes a little more.
     #[arg(long, value_name = "SIZE", default_value = "200M", value_parser = parse_size)]
     pub size: u64,
-    /// Leave both nodes running and both mounts up, and say what to try.
+    /// Leave both nodes running and both mounts up, and say what to try; without mounts, leave both copies.
     #[arg(long)]
     pub keep: bool,
 }

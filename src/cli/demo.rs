@@ -12,6 +12,7 @@ mod relay;
 mod report;
 mod sizes;
 mod source;
+mod steps;
 mod story;
 mod walk;
 mod writer;
@@ -19,7 +20,10 @@ mod writer;
 use super::Failed;
 use super::args::DemoArgs;
 use super::exit::Exit;
-use std::fs::File;
+use crate::node::mounts::trouble_mounting;
+use place::Place;
+use sizes::Sizes;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -35,21 +39,16 @@ pub fn run(args: &DemoArgs) -> Result<Exit, Failed> {
         }
     }
     let interrupt = interrupt::Interrupt::listen()?;
-    match without_mounts() {
-        Some(why) => walk::walk(args, interrupt, &why),
-        None => story::tell(args, interrupt),
+    let sizes = Sizes::of(args.size);
+    let place = Place::new(sizes.room())?;
+    let trial = place.path().join("trial");
+    std::fs::create_dir(&trial).map_err(|e| Failed::here(trial.display(), e))?;
+    let trouble = trouble_mounting(&trial);
+    std::fs::remove_dir(&trial).map_err(|e| Failed::here(trial.display(), e))?;
+    match trouble {
+        Some(why) => walk::walk(args.keep, sizes, place, interrupt, &why),
+        None => story::tell(args.keep, sizes, place, interrupt),
     }
-}
-
-/// Why nothing can be mounted here; `None` if it can.
-fn without_mounts() -> Option<String> {
-    let device = File::options().read(true).write(true).open("/dev/fuse");
-    if let Err(e) = device {
-        return Some(format!("/dev/fuse: {e}"));
-    }
-    let privileged = rustix::process::geteuid().is_root();
-    (!privileged && nodes::find("fusermount3").is_none())
-        .then(|| "fusermount3 is not installed (apt install fuse3)".to_owned())
 }
 
 /// A promise that was not kept.
@@ -57,7 +56,7 @@ fn broken(what: impl Into<String>) -> Failed {
     Failed::new(
         Exit::Failure,
         what,
-        "this is an error in lockstep; lockstep demo --keep leaves everything to be looked at",
+        "this is an error in lockstep; lockstep demo --keep leaves what there is to be looked at",
     )
 }
 
@@ -68,6 +67,8 @@ fn fsck(part: &Path) -> Result<(), Failed> {
         .env("LC_ALL", "C")
         .arg("-fn")
         .arg(part)
+        // Ctrl-C is for this process alone: a check that it ends would be taken for damage.
+        .process_group(0)
         .output()
         .map_err(|e| {
             Failed::new(

@@ -11,6 +11,7 @@ mod nodes;
 mod seeker;
 mod stale;
 mod syncer;
+mod trial;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use std::time::Duration;
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 
 pub use adapter::RequestCounts;
-pub use stale::{clear_stale, mounted_as};
+pub use stale::{clear_stale, detach, mounted_as};
+pub use trial::try_mount;
 
 use crate::fs::Fs;
 use crate::fuse::adapter::Adapter;
@@ -90,6 +92,21 @@ pub enum MountError {
     },
 }
 
+impl MountError {
+    fn refused(dir: &Path, source: std::io::Error) -> MountError {
+        let text = source.to_string();
+        let line = text.trim_end();
+        MountError::Mount {
+            dir: dir.to_path_buf(),
+            // What fusermount3 printed comes with the end of its line.
+            source: match line.len() == text.len() {
+                true => source,
+                false => std::io::Error::new(source.kind(), line),
+            },
+        }
+    }
+}
+
 fn hint(source: &std::io::Error) -> &'static str {
     match source.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
@@ -97,6 +114,14 @@ fn hint(source: &std::io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+fn open_device() -> Result<(), MountError> {
+    let device = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
+    device.map(drop).map_err(MountError::NoFuse)
 }
 
 /// A mounted volume. Dropping it unmounts, lazily if need be.
@@ -111,17 +136,11 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts `fs` on `dir`; when this returns, it can be used.
+    /// Mounts `fs` on `dir`; when this returns, it can be used. Where mount(2) is not permitted it is done by
+    /// fusermount3 (`fuser` sees to that), so that ordinary users can mount.
     pub fn new(fs: Arc<Fs>, dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
-        let mount_error = |source| MountError::Mount {
-            dir: dir.to_path_buf(),
-            source,
-        };
-        std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .map_err(MountError::NoFuse)?;
+        let mount_error = |source| MountError::refused(dir, source);
+        open_device()?;
         clear_stale(dir)?;
         let dir = dir
             .canonicalize()

@@ -135,6 +135,17 @@ impl State {
     }
 }
 
+/// Takes away the mount that a daemon left on `dir`.
+pub fn take_away(dir: &Path) -> std::io::Result<()> {
+    crate::fuse::detach(dir, true)
+}
+
+/// Why nothing can be mounted on `dir`, an empty directory; `None` if something can.
+pub fn trouble_mounting(dir: &Path) -> Option<String> {
+    let tried = crate::fuse::try_mount(dir);
+    tried.err().map(|error| super::volumes::chain(&error))
+}
+
 impl Mounts {
     /// The mount of `volume`; `wanted` is what the catalogue remembers.
     pub fn new(volume: &str, settings: Settings, wanted: Option<MountPoint>) -> Mounts {

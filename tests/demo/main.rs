@@ -1,4 +1,5 @@
-//! `lockstep demo`, as anybody would run it: it ends well, says what it shows, and leaves nothing behind.
+//! `lockstep demo`, as anybody would run it: as root, as an ordinary user, where nothing can be mounted. It ends well,
+//! says what it shows, and leaves nothing behind.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
@@ -93,6 +94,7 @@ fn it_shows_everything_and_leaves_nothing_behind() {
             " 8  link cut",
             "replayed from the log, 0 bytes copied",
             "OUTOFSYNC, then INSYNC",
+            "provoked: beta checks its copy with an e2fsck that is made to wait",
             "RESET after",
             "11  verify        equal,",
             "e2fsck -fn finds both copies clean",
@@ -102,11 +104,13 @@ fn it_shows_everything_and_leaves_nothing_behind() {
     assert_nothing_left(&place);
 }
 
-/// A mount namespace whose /dev has only these devices, for everybody; the command to be run follows.
+/// A mount namespace whose /dev has only these devices, for everybody; the command to be run follows. What that leaves
+/// mounted there is an error. Copies of mounts that others have outside are taken out first: they would keep those alive.
 fn with_devices(names: &str) -> Command {
-    let script = "mount -t tmpfs none /dev && for d in $DEVICES; do case $d in \
+    let script = "umount -alt fuse,fuse.lockstep; mount -t tmpfs none /dev && for d in $DEVICES; do case $d in \
         null) n='1 3' ;; urandom) n='1 9' ;; fuse) n='10 229' ;; esac; \
-        mknod /dev/$d c $n && chmod 666 /dev/$d || exit 90; done; exec \"$@\"";
+        mknod /dev/$d c $n && chmod 666 /dev/$d || exit 90; done; \"$@\"; status=$?; \
+        ! grep -F \"$TMPDIR/lockstep-demo\" /proc/self/mountinfo || exit 91; exit $status";
     let mut unshare = command("unshare");
     unshare.args(["-m", "sh", "-c", script, "sh"]);
     unshare.env("DEVICES", names);
@@ -132,12 +136,44 @@ fn without_a_fuse_device_it_says_so_and_does_without_mounts() {
             "NEW INIT MAKEPARTS READY REPLICATE INSYNC",
             "replayed from the log, 0 bytes copied",
             "OUTOFSYNC, then INSYNC",
-            "RESET (",
+            "provoked: beta is made to answer that it is busy: RESET (",
             "verify        equal,",
             "e2fsck -fn finds both copies clean",
         ],
     );
     assert_nothing_left(&place);
+}
+
+/// Root of a container: there may be a /dev/fuse, and yet mount(2) is not permitted, nor to fusermount3.
+fn without_privilege() -> Command {
+    let mut setpriv = command("setpriv");
+    setpriv.args(["--bounding-set", "-sys_admin"]);
+    setpriv
+}
+
+#[test]
+fn a_fuse_device_that_is_of_no_use_is_found_out() {
+    if !need_root() || !need_fuse() || !need_tool("setpriv") || !need_tool("mke2fs") {
+        return;
+    }
+    let place = place();
+    let mut refused = without_privilege();
+    let demo = demo(place.path(), &["--keep"]);
+    refused.arg(demo.get_program()).args(demo.get_args());
+    let out = refused.env("TMPDIR", place.path()).output().unwrap();
+    let text = said(&out);
+    assert!(out.status.success(), "{}\n{text}", out.status);
+    assert_says(&text, &["No mounts: mounting on", "both copies clean"]);
+    assert_eq!(mounts(place.path()), Vec::<String>::new());
+    assert_eq!(processes(place.path()), Vec::<String>::new());
+    // What is kept is what was shown: two copies for any ext4 tool.
+    let kept = left_in(place.path()).pop().unwrap();
+    for name in ["alpha.img", "beta.img"] {
+        let mut debugfs = command("debugfs");
+        let listed = debugfs.args(["-R", "ls -p /paused"]).arg(kept.join(name));
+        let listed = said(&listed.output().unwrap());
+        assert!(listed.contains("/0099/"), "{name}: {listed}");
+    }
 }
 
 #[test]
@@ -177,14 +213,10 @@ fn kept_nodes_go_on_until_they_are_ended() {
     assert_eq!(mounts(place.path()), Vec::<String>::new());
 }
 
-#[test]
-fn an_interrupt_cleans_up() {
-    if !need_fuse() || !need_tool("mke2fs") {
-        return;
-    }
-    let place = place();
-    // Without the timeout in between, so that the signal goes to the demonstration alone.
-    let mut demo = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+/// Ctrl-C as soon as `begun`. `demo` becomes the demonstration by exec, without a timeout in between: the signal goes to
+/// it alone.
+#[track_caller]
+fn interrupt(mut demo: Command, place: &TempDir, begun: impl Fn() -> bool) {
     let mut demo = demo
         .args(["demo", "--size", SIZE])
         .env("TMPDIR", place.path())
@@ -192,7 +224,7 @@ fn an_interrupt_cleans_up() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mounted = wait_until(Duration::from_secs(60), || !mounts(place.path()).is_empty());
+    let begun = wait_until(Duration::from_secs(60), begun);
     kill_process(Pid::from_child(&demo), Signal::INT).unwrap();
     let mut ended = None;
     let over = wait_until(Duration::from_secs(60), || {
@@ -208,12 +240,50 @@ fn an_interrupt_cleans_up() {
         .unwrap()
         .read_to_string(&mut text)
         .unwrap();
-    assert!(mounted && over, "{text}");
+    assert!(begun && over, "{text}");
     assert_eq!(ended.and_then(|s| s.code()), Some(1), "{text}");
     assert_says(&text, &["interrupted"]);
-    assert_nothing_left(&place);
+    assert_nothing_left(place);
 }
 
+#[test]
+fn an_interrupt_cleans_up() {
+    if !need_fuse() || !need_tool("mke2fs") {
+        return;
+    }
+    let place = place();
+    let demo = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+    interrupt(demo, &place, || !mounts(place.path()).is_empty());
+}
+
+#[test]
+fn an_interrupt_cleans_up_in_the_middle_of_a_first_copy() {
+    if !need_fuse() || !need_tool("mke2fs") {
+        return;
+    }
+    let place = place();
+    let demo = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+    interrupt(demo, &place, || {
+        let dir = left_in(place.path()).pop();
+        dir.is_some_and(|d| d.join("beta/store/data/part0").exists())
+    });
+}
+
+#[test]
+fn an_interrupt_cleans_up_without_mounts() {
+    if !need_root() || !need_tool("setpriv") || !need_tool("mke2fs") {
+        return;
+    }
+    let place = place();
+    let mut demo = without_privilege();
+    demo.arg(env!("CARGO_BIN_EXE_lockstep"));
+    interrupt(demo, &place, || {
+        let dir = left_in(place.path()).pop();
+        dir.is_some_and(|d| d.join("beta.img").exists())
+    });
+}
+
+/// Nobody's mounts are made by fusermount3, and taken away by it.
 #[test]
 fn as_an_ordinary_user() {
     let tools = ["setpriv", "unshare", "mke2fs", "fusermount3"];
@@ -244,7 +314,15 @@ fn as_an_ordinary_user() {
         .unwrap();
     let text = said(&out);
     assert!(out.status.success(), "{}\n{text}", out.status);
-    assert_says(&text, &["read-only file system", "both copies clean"]);
+    assert_says(
+        &text,
+        &[
+            " 1  two nodes",
+            "read-only file system",
+            "RESET after",
+            "both copies clean",
+        ],
+    );
     assert_eq!(left_in(&tmp), Vec::<PathBuf>::new());
-    assert_eq!(mounts(&tmp), Vec::<String>::new());
+    assert_eq!(processes(&tmp), Vec::<String>::new());
 }

@@ -8,6 +8,7 @@ use super::super::client::get;
 use super::super::exit::Exit;
 use super::interrupt::Interrupt;
 use super::place::mounts_below;
+use crate::node::mounts::take_away;
 use crate::node::protocol::{Request, Status, VolumeStatus};
 use crate::node::state_dir::StateDir;
 use rustix::process::{Pid, Signal, kill_process};
@@ -261,15 +262,8 @@ impl Drop for Node {
         }
         // A daemon that was killed leaves its mount behind.
         for dir in mounts_below(&self.dir) {
-            let _ = match rustix::process::geteuid().is_root() {
-                true => rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH)
-                    .map_err(io::Error::from),
-                false => Command::new("fusermount3")
-                    .args(["-u", "-z"])
-                    .arg(&dir)
-                    .status()
-                    .map(drop),
-            };
+            // What can not be taken away is named by the place, which then stays.
+            let _ = take_away(&dir);
         }
     }
 }

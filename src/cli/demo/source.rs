@@ -203,8 +203,17 @@ fn compare_dirs(
     interrupt: &Interrupt,
     extent: &mut Extent,
 ) -> Result<Option<String>, Failed> {
-    let list = |dir: &Path| names(dir).map_err(|e| Failed::here(dir.display(), e));
-    let (ours, theirs) = (list(one)?, list(other)?);
+    let refused = |list: &io::Result<_>| {
+        let error = list.as_ref().err();
+        error.is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+    };
+    let (ours, theirs) = (names(one), names(other));
+    // lost+found is root's, and whoever runs this need not be: then its attributes have to do.
+    if refused(&ours) && refused(&theirs) {
+        return Ok(None);
+    }
+    let ours = ours.map_err(|e| Failed::here(one.display(), e))?;
+    let theirs = theirs.map_err(|e| Failed::here(other.display(), e))?;
     if ours != theirs {
         return Ok(Some(format!("{} has other names there", one.display())));
     }

@@ -4,7 +4,6 @@
 //! Owns the order of the steps. Everything it says was measured. Invariant: what a step promises is checked, and a promise
 //! that is not kept ends the demonstration with an error.
 
-use super::super::args::DemoArgs;
 use super::super::client::ask;
 use super::super::exit::Exit;
 use super::super::size::show;
@@ -17,6 +16,7 @@ use super::relay::Relay;
 use super::report::{Report, count, millis};
 use super::sizes::Sizes;
 use super::source;
+use super::steps::{CHANGES, COLUMNS, COPIED_WITHIN, FILES, SOON, Sent};
 use super::writer::{LiveWriter, overwrite, write_durably, write_files};
 use super::{broken, fsck};
 use crate::node::history::Event;
@@ -28,15 +28,6 @@ use std::time::{Duration, Instant};
 
 /// The volume.
 const VOLUME: &str = "data";
-/// A state is reached within this, or something is wrong.
-const SOON: Duration = Duration::from_secs(30);
-/// A first copy ends within this.
-const COPIED_WITHIN: Duration = Duration::from_secs(300);
-/// Files written during a pause and while the link is cut.
-const FILES: u32 = 100;
-/// Changes whose way to the mirror's mount is timed.
-const CHANGES: usize = 20;
-
 /// What a demonstration has running. The nodes go first, then what they are in.
 pub struct Story {
     report: Report,
@@ -52,17 +43,14 @@ pub struct Story {
 /// How a mirror stood when a step began.
 #[derive(Clone, Copy)]
 struct Before {
-    bulk: u64,
-    sequenced: u64,
+    sent: Sent,
     event: u64,
 }
 
 /// Tells the story from beginning to end.
-pub fn tell(args: &DemoArgs, interrupt: Interrupt) -> Result<Exit, Failed> {
-    let sizes = Sizes::of(args.size);
-    let place = Place::new(sizes.room())?;
+pub fn tell(keep: bool, sizes: Sizes, place: Place, interrupt: Interrupt) -> Result<Exit, Failed> {
     let mut story = Story::begin(sizes, place, interrupt)?;
-    let told = story.tell(args.keep);
+    let told = story.tell(keep);
     story.report.clear();
     if let Err(failed) = told {
         for node in [&story.alpha, &story.beta] {
@@ -70,13 +58,13 @@ pub fn tell(args: &DemoArgs, interrupt: Interrupt) -> Result<Exit, Failed> {
                 eprintln!("{}: {line}", node.name);
             }
         }
-        if args.keep {
+        if keep {
             eprintln!("kept: {}", story.place.path().display());
             story.place.keep();
         }
         return Err(failed);
     }
-    match args.keep {
+    match keep {
         true => story.let_go()?,
         false => {
             let path = story.place.path().to_owned();
@@ -87,6 +75,13 @@ pub fn tell(args: &DemoArgs, interrupt: Interrupt) -> Result<Exit, Failed> {
         }
     }
     Ok(Exit::Ok)
+}
+
+fn sent(mirror: &MirrorStatus) -> Sent {
+    Sent {
+        bulk: mirror.bytes_bulk,
+        sequenced: mirror.bytes_sequenced,
+    }
 }
 
 impl Story {
@@ -155,9 +150,8 @@ impl Story {
         let summary = self.report.summary();
         self.report.line(&format!("\n{summary}"))?;
         let wire = show(self.relay.bytes());
-        self.report.line(&format!(
-            "\nCOPIED is what the bulk replicator sent, REPLAYED what came in order from the log; {wire} went through the cable."
-        ))
+        self.report
+            .line(&format!("\n{COLUMNS}; {wire} went through the cable."))
     }
 
     // ---- what the steps share ----
@@ -194,8 +188,7 @@ impl Story {
     fn before(&self) -> Result<Before, Failed> {
         let mirror = self.mirror()?;
         Ok(Before {
-            bulk: mirror.bytes_bulk,
-            sequenced: mirror.bytes_sequenced,
+            sent: sent(&mirror),
             event: self.events()?.last().map_or(0, |e| e.id),
         })
     }
@@ -243,25 +236,14 @@ impl Story {
         dir.sync_all().map_err(failed)
     }
 
-    fn sent(&self, before: &Before) -> Result<(u64, u64), Failed> {
-        let now = self.mirror()?;
-        Ok((
-            now.bytes_bulk - before.bulk,
-            now.bytes_sequenced - before.sequenced,
-        ))
+    fn sent(&self, before: &Before) -> Result<Sent, Failed> {
+        Ok(sent(&self.mirror()?).since(before.sent))
     }
 
     /// Ends a step in which everything has to come from the log.
     fn replayed(&mut self, before: &Before, text: &str) -> Result<(), Failed> {
-        let (bulk, sequenced) = self.sent(before)?;
-        if bulk > 0 {
-            return Err(broken(format!("{} were copied, not replayed", show(bulk))));
-        }
-        let text = format!(
-            "{text}: {} replayed from the log, 0 bytes copied",
-            show(sequenced)
-        );
-        self.report.done(&text, bulk, sequenced)
+        let sent = self.sent(before)?;
+        self.report.replayed(text, sent)
     }
 
     // ---- the steps ----
@@ -309,17 +291,7 @@ impl Story {
         )?;
         overwrite(&self.alpha.mnt().join("overwritten"), over, 0)?;
         self.commit()?;
-        let names: Vec<_> = used.iter().map(|p| p.display().to_string()).collect();
-        let rate = (extent.bytes + over) as f64 / began.elapsed().as_secs_f64();
-        let text = format!(
-            "{} in, and {} of our own, synced: {}, {} at {}/s",
-            names.join(", "),
-            show(over),
-            count(extent.files + 1, "file"),
-            show(extent.bytes + over),
-            show(rate as u64)
-        );
-        self.report.done(&text, 0, 0)
+        self.report.copied_in(&used, extent, over, began)
     }
 
     fn first_copy(&mut self) -> Result<(), Failed> {
@@ -445,7 +417,7 @@ impl Story {
             return Err(broken("a removal was not to be seen on the mirror"));
         }
         self.settled(SOON)?;
-        let (bulk, sequenced) = self.sent(&before)?;
+        let Sent { bulk, sequenced } = self.sent(&before)?;
         let text = format!(
             "{CHANGES} changes, a renaming, a removal; on beta's mount {} after fsync (median), {} at most",
             millis(times[CHANGES / 2]),
@@ -516,7 +488,7 @@ impl Story {
         if !words.iter().any(|(to, _)| to == "OUTOFSYNC") {
             return Err(broken("the mirror was repaired without OUTOFSYNC"));
         }
-        let (bulk, sequenced) = self.sent(&before)?;
+        let Sent { bulk, sequenced } = self.sent(&before)?;
         self.sizes.check_repair(bulk)?;
         let text = format!(
             "{} overwritten at {}/s, more than the buffer of {}; OUTOFSYNC, then INSYNC after {}: {} copied",
@@ -573,7 +545,7 @@ impl Story {
         let reason = reason.map(|(_, why)| why.as_str()).unwrap_or_default();
         let reason = reason.split(" (").next().unwrap_or_default();
         let text = format!(
-            "beta checks its copy when alpha calls: RESET after {} (\"{}\"), {} by itself, INSYNC {} after the check",
+            "provoked: beta checks its copy with an e2fsck that is made to wait, as alpha calls: RESET after {} (\"{}\"), {} by itself, INSYNC {} after the check",
             millis(took),
             reason.trim_end_matches('.'),
             match resets {

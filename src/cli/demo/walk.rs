@@ -1,9 +1,8 @@
-//! The demonstration without /dev/fuse: both nodes in this process, over two files, without daemons and mounts.
+//! The demonstration where nothing can be mounted: both nodes in this process, over two files, without daemons and mounts.
 //!
 //! Owns the order of the steps, which are those of the story as far as they need no mount. Invariant, as there: what a
 //! step promises is checked.
 
-use super::super::args::DemoArgs;
 use super::super::exit::Exit;
 use super::super::size::show;
 use super::super::{Failed, say};
@@ -12,6 +11,7 @@ use super::place::Place;
 use super::report::{Report, count, millis};
 use super::sizes::Sizes;
 use super::source::{self, Sink};
+use super::steps::{CHANGES, COLUMNS, COPIED_WITHIN, FILES, SMALL, SOON, Sent};
 use super::{broken, fsck};
 use crate::node::pair::{Pair, PairError};
 use states::State;
@@ -21,16 +21,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A state is reached within this, or something is wrong.
-const SOON: Duration = Duration::from_secs(30);
-/// A first copy ends within this.
-const COPIED_WITHIN: Duration = Duration::from_secs(300);
-/// Files written during a pause and while the link is cut.
-const FILES: u64 = 100;
-/// Bytes of each.
-const SMALL: usize = 4096;
-/// Changes whose way to the mirror is timed.
-const CHANGES: usize = 20;
 /// What is overwritten, and read, at once.
 const CHUNK: usize = 1 << 20;
 /// Rounds between two looks at a first copy.
@@ -89,19 +79,25 @@ struct Walk {
 
 /// How the mirror stood when a step began.
 struct Before {
-    bulk: u64,
-    sequenced: u64,
+    sent: Sent,
     changes: usize,
 }
 
 /// Walks from beginning to end.
-pub fn walk(args: &DemoArgs, interrupt: Interrupt, why: &str) -> Result<Exit, Failed> {
-    let sizes = Sizes::of(args.size);
-    let mut place = Place::new(sizes.room())?;
+pub fn walk(
+    keep: bool,
+    sizes: Sizes,
+    mut place: Place,
+    interrupt: Interrupt,
+    why: &str,
+) -> Result<Exit, Failed> {
     say(format!(
-        "No mounts: {why}. Two nodes in this process instead, in {}\n",
+        "No mounts: {why}\nThe same steps without them, two nodes in this process, in {}\n",
         place.path().display()
     ))?;
+    if keep {
+        place.keep();
+    }
     let mut report = Report::new();
     report.begin("volume");
     let pair = Pair::create(place.path(), sizes.volume, sizes.buffer)?;
@@ -118,12 +114,18 @@ pub fn walk(args: &DemoArgs, interrupt: Interrupt, why: &str) -> Result<Exit, Fa
         sizes,
     };
     walk.all()?;
-    if args.keep {
-        place.keep();
-        let copies = place.path().display();
-        say(format!(
+    let copies = place.path().display();
+    match keep {
+        true => say(format!(
             "\nBoth copies are in {copies}; any ext4 tool reads them: debugfs -R ls {copies}/beta.img"
-        ))?;
+        ))?,
+        false => {
+            let path = place.path().to_owned();
+            drop(place);
+            if !path.exists() {
+                say("\nBoth nodes and both copies are gone; --keep leaves the copies.")?;
+            }
+        }
     }
     Ok(Exit::Ok)
 }
@@ -153,24 +155,26 @@ impl Walk {
             0,
         )?;
         let summary = report.summary();
-        report.line(&format!("\n{summary}"))
+        report.line(&format!("\n{summary}\n\n{COLUMNS}."))
     }
 
     fn before(&self) -> Result<Before, Failed> {
-        let status = self.pair.status()?;
         Ok(Before {
-            bulk: status.bytes_bulk,
-            sequenced: status.bytes_sequenced,
+            sent: self.all_sent()?,
             changes: self.pair.changes().len(),
         })
     }
 
-    fn sent(&self, before: &Before) -> Result<(u64, u64), Failed> {
-        let now = self.pair.status()?;
-        Ok((
-            now.bytes_bulk - before.bulk,
-            now.bytes_sequenced - before.sequenced,
-        ))
+    fn all_sent(&self) -> Result<Sent, Failed> {
+        let status = self.pair.status()?;
+        Ok(Sent {
+            bulk: status.bytes_bulk,
+            sequenced: status.bytes_sequenced,
+        })
+    }
+
+    fn sent(&self, before: &Before) -> Result<Sent, Failed> {
+        Ok(self.all_sent()?.since(before.sent))
     }
 
     fn words(&self, before: &Before) -> Vec<State> {
@@ -190,16 +194,10 @@ impl Walk {
         }
     }
 
+    /// Ends a step in which everything has to come from the log.
     fn replayed(&mut self, before: &Before, text: &str) -> Result<(), Failed> {
-        let (bulk, sequenced) = self.sent(before)?;
-        if bulk > 0 {
-            return Err(broken(format!("{} were copied, not replayed", show(bulk))));
-        }
-        let text = format!(
-            "{text}: {} replayed from the log, 0 bytes copied",
-            show(sequenced)
-        );
-        self.report.done(&text, bulk, sequenced)
+        let sent = self.sent(before)?;
+        self.report.replayed(text, sent)
     }
 
     fn write_files(&mut self, dir: &str) -> Result<(), Failed> {
@@ -239,18 +237,7 @@ impl Walk {
             },
         )?;
         self.overwrite(1)?;
-        let names: Vec<_> = used.iter().map(|p| p.display().to_string()).collect();
-        let bytes = extent.bytes + self.sizes.over;
-        let rate = bytes as f64 / began.elapsed().as_secs_f64();
-        let text = format!(
-            "{} in, and {} of our own, synced: {}, {} at {}/s",
-            names.join(", "),
-            show(self.sizes.over),
-            count(extent.files + 1, "file"),
-            show(bytes),
-            show(rate as u64)
-        );
-        self.report.done(&text, 0, 0)
+        self.report.copied_in(&used, extent, self.sizes.over, began)
     }
 
     fn first_copy(&mut self) -> Result<(), Failed> {
@@ -307,7 +294,7 @@ impl Walk {
         }
         times.sort();
         self.settle(SOON)?;
-        let (bulk, sequenced) = self.sent(&before)?;
+        let Sent { bulk, sequenced } = self.sent(&before)?;
         let text = format!(
             "{CHANGES} changes; readable on the mirror {} after fsync (median), {} at most",
             millis(times[CHANGES / 2]),
@@ -369,7 +356,7 @@ impl Walk {
         if !self.words(&before).contains(&State::OutOfSync) {
             return Err(broken("the mirror was repaired without OUTOFSYNC"));
         }
-        let (bulk, sequenced) = self.sent(&before)?;
+        let Sent { bulk, sequenced } = self.sent(&before)?;
         self.sizes.check_repair(bulk)?;
         let Sizes { over, buffer, .. } = self.sizes;
         let text = format!(
@@ -393,7 +380,7 @@ impl Walk {
         self.pair.set_busy(false);
         self.settle(SOON)?;
         let text = format!(
-            "the mirror's node is busy when the master calls: RESET (\"{}\"), a retry by itself, INSYNC",
+            "provoked: beta is made to answer that it is busy: RESET (\"{}\"), a retry by itself, INSYNC",
             reason.split('.').next().unwrap_or_default()
         );
         self.replayed(&before, &text)

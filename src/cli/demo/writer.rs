@@ -4,6 +4,7 @@
 
 use super::super::Failed;
 use super::interrupt::Interrupt;
+use super::steps::SMALL;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,8 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes of a small file.
-const SMALL: usize = 4096;
 /// Between two small files of the writer beside a first copy.
 const REST: Duration = Duration::from_millis(10);
 
@@ -49,7 +48,7 @@ impl Written {
 }
 
 /// Writes `count` small files into a new directory, each made durable.
-pub fn write_files(dir: &Path, count: u32, interrupt: &Interrupt) -> Result<Written, Failed> {
+pub fn write_files(dir: &Path, count: u64, interrupt: &Interrupt) -> Result<Written, Failed> {
     let failed = |e: io::Error| Failed::here(dir.display(), e);
     std::fs::create_dir(dir).map_err(failed)?;
     let mut written = Written::default();
