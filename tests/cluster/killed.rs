@@ -15,7 +15,8 @@ fn rounds() -> u64 {
 
 fn replicated() -> Cluster {
     let cluster = Cluster::linked();
-    cluster.replicated(256, &[]);
+    // Room for what is written while one is down: otherwise it cracks, which is another test.
+    cluster.replicated(400, &["--buffer", "128M"]);
     cluster
 }
 
