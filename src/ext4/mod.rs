@@ -8,7 +8,7 @@
 //! Sources: the kernel's `Documentation/filesystems/ext4/`, `fs/ext4/*.h`, and e2fsprogs' `lib/ext2fs`.
 
 #[macro_use]
-mod layout;
+pub(crate) mod layout;
 
 pub mod acl;
 pub mod bitmap;

@@ -16,12 +16,14 @@
 pub mod alloc;
 pub mod allocation;
 pub mod blocks;
+pub mod check;
 pub mod dir;
 pub mod error;
 pub mod extent;
 pub(crate) mod htree;
 pub mod indirect;
 pub mod orphan;
+pub mod owners;
 pub mod xattr;
 
 mod attr;

@@ -229,6 +229,11 @@ impl Journal {
         self.superblock.lock().s_sequence()
     }
 
+    /// The volume that it is the journal of.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
     /// The journal's blocks, in the file's order.
     pub fn map(&self) -> &LogMap {
         self.log.map()

@@ -7,6 +7,7 @@ mod testkit;
 mod engine;
 mod model;
 
+mod checked;
 mod concurrent;
 mod crash;
 mod damaged;
