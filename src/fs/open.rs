@@ -34,6 +34,9 @@ use crate::volume::Volume;
 pub enum How {
     /// The journal is recovered in place.
     ReadWrite,
+    /// As `ReadWrite`, but what the master did not confirm, by this number (from the facts) and by the log itself, stays in
+    /// the log, not visible: a mirror.
+    Confirmed(Txid),
     /// Nothing is written: a journal that needs recovery is replayed in memory.
     ReadOnly,
 }
@@ -267,7 +270,7 @@ pub fn open_volume(volume: Arc<Volume>, base: Txid, how: How) -> Result<Opened, 
     }
     let map = journal_map(&volume)?;
     let journal = Arc::new(Journal::load(Arc::clone(&volume), map, base)?);
-    let writable = how == How::ReadWrite && access == Access::ReadWrite;
+    let writable = how != How::ReadOnly && access == Access::ReadWrite;
     let mut recovered = None;
     if journal.needs_recovery() {
         if !sb.has_recover() {
@@ -279,10 +282,10 @@ pub fn open_volume(volume: Arc<Volume>, base: Txid, how: How) -> Result<Opened, 
                 detail: "it says that the volume was unmounted cleanly, but the journal holds transactions".into(),
             });
         }
-        let recovery = if writable {
-            journal.recover()?
-        } else {
-            journal.recover_overlay()?
+        let recovery = match how {
+            _ if !writable => journal.recover_overlay()?,
+            How::Confirmed(confirmed) => journal.recover_confirmed(confirmed)?,
+            How::ReadWrite | How::ReadOnly => journal.recover()?,
         };
         info!(?recovery, "journal recovered");
         recovered = Some(recovery);

@@ -35,7 +35,7 @@ impl Journal {
     pub fn commit(&self, txn: &mut Transaction) -> Result<(), JournalError> {
         let commit = self.commit.lock();
         txn.chain = chain_hash(self.state.read().chain, txn);
-        self.append_locked(std::slice::from_ref(txn))?;
+        self.append_locked(std::slice::from_ref(txn), None)?;
         drop(commit);
         self.publish(txn.txid);
         Ok(())
@@ -45,7 +45,20 @@ impl Journal {
     /// prefix of them may have been appended; `last_committed` tells.
     pub fn append(&self, txns: &[Transaction]) -> Result<(), JournalError> {
         let _commit = self.commit.lock();
-        self.append_locked(txns)
+        self.append_locked(txns, None)
+    }
+
+    /// As `append`, for a mirror that is told what its master has committed: the log says so too (`Payload::confirmed`), for
+    /// whoever recovers it.
+    pub fn append_confirmed(
+        &self,
+        txns: &[Transaction],
+        confirmed: Txid,
+    ) -> Result<(), JournalError> {
+        let _commit = self.commit.lock();
+        self.append_locked(txns, Some(confirmed))?;
+        self.confirmed_durably(confirmed);
+        Ok(())
     }
 
     /// Lets reading see every appended transaction up to `through`. On return no older image of a block that they freed or
@@ -70,14 +83,18 @@ impl Journal {
         }
     }
 
-    fn append_locked(&self, txns: &[Transaction]) -> Result<(), JournalError> {
+    fn append_locked(
+        &self,
+        txns: &[Transaction],
+        confirmed: Option<Txid>,
+    ) -> Result<(), JournalError> {
         self.check_alive()?;
         self.check_transactions(txns)?;
         let capacity = self.log.capacity();
         let group_blocks = (GROUP_BYTES / self.log.block_size() as u64).min(capacity / 4);
         let mut rest = txns;
         while !rest.is_empty() {
-            let (plans, total) = self.plan_group(rest, group_blocks)?;
+            let (plans, total) = self.plan_group(rest, group_blocks, confirmed)?;
             if self.keeper.read().is_some() && self.state.read().saved.is_none() {
                 self.save_tail(true)?;
             }
@@ -141,6 +158,7 @@ impl Journal {
         &self,
         txns: &[Transaction],
         group_blocks: u64,
+        confirmed: Option<Txid>,
     ) -> Result<(Vec<Plan>, u64), JournalError> {
         let state = self.state.read();
         let limit = self.log.capacity() / 2;
@@ -152,7 +170,15 @@ impl Journal {
             let refs: Vec<BlockRange> = txn.refs.iter().map(|r| r.range).collect();
             let gone = gone(&txn.freed, &refs, &txn.zeroed);
             let revokes = revokes(&gone, txn, &state.logged, &earlier);
-            let plan = plan(&state.format, state.generation, txn, gone, revokes);
+            let confirmed = confirmed.unwrap_or(txn.txid);
+            let plan = plan(
+                &state.format,
+                state.generation,
+                txn,
+                confirmed,
+                gone,
+                revokes,
+            );
             if plan.blocks > limit {
                 return Err(Refused::TooLarge {
                     txid: txn.txid,
@@ -357,6 +383,7 @@ fn plan(
     format: &LogFormat,
     generation: Generation,
     txn: &Transaction,
+    confirmed: Txid,
     gone: Vec<BlockRange>,
     revokes: Vec<BlockNo>,
 ) -> Plan {
@@ -364,6 +391,7 @@ fn plan(
         txid: txn.txid,
         generation,
         chain: txn.chain,
+        confirmed,
         refs: txn.refs.clone(),
         zeroed: txn.zeroed.clone(),
         freed: txn.freed.clone(),

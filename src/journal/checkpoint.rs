@@ -1,6 +1,7 @@
 //! Bringing images home and moving the checkpoint tail; closing the log. Owns the order: images home, a flush, the tail
 //! in the superblock. The superblock's own durability comes with whatever flush follows; log space is reused only after it.
-//! Never writes an image that is not published, nor one onto a pinned block (but for `close`).
+//! Never writes an image that is not published, nor one of which it is not durable that the master confirmed it, nor one
+//! onto a pinned block (but for `close`).
 
 use super::overlay::Entry;
 use super::scan::{Logged, read_images};
@@ -51,8 +52,19 @@ impl Journal {
         max_blocks: usize,
         ignore_pins: bool,
     ) -> Result<CheckpointStep, JournalError> {
+        let held = CheckpointStep {
+            done: true,
+            ..CheckpointStep::default()
+        };
+        if !self.confirm_published()? {
+            return Ok(held);
+        }
         let (entries, format) = {
             let mut state = self.state.write();
+            if state.published > state.home_limit {
+                // More was shown in between: the next step sees to it.
+                return Ok(held);
+            }
             let low = state.lowest_consumer();
             let state = &mut *state;
             let refs = &state.refs;
@@ -89,12 +101,14 @@ impl Journal {
                 }
             }
         }
+        self.confirm_published()?;
         let (tail, moved, done) = {
             let state = self.state.read();
             let tail = state.checkpoint_tail();
+            let may = state.published <= state.home_limit;
             (
                 tail,
-                state.live && tail.pos > state.tail.pos,
+                may && state.live && tail.pos > state.tail.pos,
                 state.overlay.nothing_waits(),
             )
         };
@@ -218,6 +232,9 @@ impl Journal {
             }
         }
         let _checkpoint = self.checkpoint.lock();
+        if !self.confirm_published()? {
+            return Err(Refused::NotConfirmed(self.state.read().published).into());
+        }
         loop {
             let step = self.checkpoint_locked(BATCH_BLOCKS, true)?;
             if step.done {

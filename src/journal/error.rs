@@ -130,6 +130,9 @@ pub enum Refused {
     /// There are appended transactions that were neither published nor discarded.
     #[error("transactions after {0} are not published")]
     Unpublished(Txid),
+    /// What is shown is not durably known to be confirmed, so it can not go home.
+    #[error("it is not recorded that transactions up to {0} are confirmed")]
+    NotConfirmed(Txid),
     /// The mirror tail or the head does not fit the log.
     #[error("the log can not be resumed: {0}")]
     CanNotResume(&'static str),

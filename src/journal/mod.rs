@@ -183,6 +183,7 @@ impl Journal {
             chain: 0,
             published: base,
             published_chain: 0,
+            home_limit: Txid(u64::MAX),
             kept_after: base,
             tail,
             durable_tail: tail,

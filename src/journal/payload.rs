@@ -10,7 +10,7 @@
 //! | offset | size | field | meaning |
 //! |---|---|---|---|
 //! | 0 | 4 | magic "LkPy" | a payload follows; a kernel's revoke block has zeros here |
-//! | 4 | 1 | version | 1; guards against a later layout |
+//! | 4 | 1 | version | 2; 1 is read too and has no `confirmed`; guards against a later layout |
 //! | 5 | 1 | flags | 0 |
 //! | 6 | 2 | part | from 0 |
 //! | 8 | 2 | parts | how many the transaction has; guards against a lost one |
@@ -18,7 +18,7 @@
 //! | 12 | 4 | len | bytes of this part |
 //! | 16 | 8 | txid | 64 bits |
 //!
-//! The parts, joined: generation 16, chain 8, then four counts of 4 (refs, zeroed, freed, hints), then
+//! The parts, joined: generation 16, chain 8, confirmed 8, then four counts of 4 (refs, zeroed, freed, hints), then
 //! refs (start 8, len 4, xxh3 8), zeroed and freed (start 8, len 8), hints (kind 1, then kind 1: inode 4; kind 2: parent
 //! 4, length 2, name; kind 3: nothing).
 
@@ -29,7 +29,9 @@ use crate::units::{BlockNo, BlockRange, Generation, Ino, Txid};
 pub const PART_HEADER_SIZE: usize = 24;
 
 const PART_MAGIC: u32 = 0x4c6b_5079;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Without `confirmed`: whoever wrote it had committed it.
+const VERSION_WITHOUT_CONFIRMED: u8 = 1;
 const HINT_INODE: u8 = 1;
 const HINT_ENTRY: u8 = 2;
 const HINT_EVERYTHING: u8 = 3;
@@ -45,6 +47,8 @@ pub struct Payload {
     pub generation: Generation,
     /// Chain hash up to and with it.
     pub chain: u64,
+    /// On a mirror, the last transaction that its master had confirmed when this one was appended; on a master, itself.
+    pub confirmed: Txid,
     /// Blocks by reference.
     pub refs: Vec<Reference>,
     /// Allocated unwritten.
@@ -59,12 +63,13 @@ impl Payload {
     /// The joined parts' bytes, without the txid (it is in each part's header).
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(
-            40 + REF_SIZE * self.refs.len()
+            48 + REF_SIZE * self.refs.len()
                 + RANGE_SIZE * (self.zeroed.len() + self.freed.len())
                 + 16 * self.hints.len(),
         );
         out.extend(self.generation.0.to_be_bytes());
         out.extend(self.chain.to_be_bytes());
+        out.extend(self.confirmed.0.to_be_bytes());
         for count in [
             self.refs.len(),
             self.zeroed.len(),
@@ -103,9 +108,17 @@ impl Payload {
 
     /// Decodes joined parts; the error names the field.
     pub fn decode(txid: Txid, bytes: &[u8]) -> Result<Payload, &'static str> {
+        Payload::decode_version(VERSION, txid, bytes)
+    }
+
+    fn decode_version(version: u8, txid: Txid, bytes: &[u8]) -> Result<Payload, &'static str> {
         let mut r = Reader(bytes);
         let generation = Generation(u128::from_be_bytes(r.array().ok_or("generation")?));
         let chain = r.u64().ok_or("chain")?;
+        let confirmed = match version {
+            VERSION_WITHOUT_CONFIRMED => txid,
+            _ => Txid(r.u64().ok_or("confirmed")?),
+        };
         let mut counts = [0usize; 4];
         for count in &mut counts {
             *count = r.u32().ok_or("counts")? as usize;
@@ -153,6 +166,7 @@ impl Payload {
             txid,
             generation,
             chain,
+            confirmed,
             refs,
             zeroed,
             freed,
@@ -185,6 +199,7 @@ pub fn encode_part(txid: Txid, part: u16, parts: u16, bytes: &[u8]) -> Vec<u8> {
 #[derive(Debug, Default)]
 pub struct Parts {
     txid: Option<Txid>,
+    version: u8,
     parts: u16,
     seen: u16,
     bytes: Vec<u8>,
@@ -198,7 +213,9 @@ impl Parts {
             return Ok(());
         }
         let [version, _flags] = r.array().ok_or("payload header")?;
-        if version != VERSION {
+        if ![VERSION, VERSION_WITHOUT_CONFIRMED].contains(&version)
+            || (self.seen > 0 && version != self.version)
+        {
             return Err("payload version");
         }
         let part = u16::from_be_bytes(r.array().ok_or("payload header")?);
@@ -213,6 +230,7 @@ impl Parts {
         if *self.txid.get_or_insert(txid) != txid || (part > 0 && parts != self.parts) {
             return Err("payload part of another transaction");
         }
+        self.version = version;
         self.parts = parts;
         self.seen += 1;
         self.bytes.extend(bytes);
@@ -227,7 +245,7 @@ impl Parts {
         if self.seen != self.parts {
             return Err("payload parts");
         }
-        Payload::decode(txid, &self.bytes).map(Some)
+        Payload::decode_version(self.version, txid, &self.bytes).map(Some)
     }
 }
 

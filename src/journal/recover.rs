@@ -25,6 +25,8 @@ pub struct Recovery {
     pub blocks_replayed: u64,
     /// Blocks left out because they were revoked.
     pub revoked: u64,
+    /// Transactions that stay in the log, because it is not known that the master committed them.
+    pub unconfirmed: u64,
 }
 
 /// Images that are read and written home at a time.
@@ -38,6 +40,8 @@ struct Survey {
     next_tid: u32,
     /// Transactions after the limit: left in the log.
     unconfirmed: Vec<Scanned>,
+    /// The last transaction that the limit, or the log itself, says is confirmed.
+    confirmed: Txid,
 }
 
 impl Journal {
@@ -48,7 +52,7 @@ impl Journal {
 
     /// As `recover`, but transactions after `confirmed` stay in the log as if they had just been appended: durable, not
     /// visible, not home. A mirror in sync mode opens so, because the master may not have committed them; then it
-    /// publishes or discards them, and begins a segment.
+    /// publishes or discards them, and begins a segment. What the log itself says of confirmation counts as well.
     pub fn recover_confirmed(&self, confirmed: Txid) -> Result<Recovery, JournalError> {
         self.recover_through(Some(confirmed))
     }
@@ -65,10 +69,16 @@ impl Journal {
         let left_behind = self.left_behind(survey.end, survey.next_tid)?;
         {
             let mut state = self.state.write();
+            if limit.is_some() {
+                state.home_limit = survey.confirmed;
+            }
             state.head = survey.end;
             // The tid after the last is skipped: its blocks may be there, torn.
             state.next_tid = left_behind.wrapping_add(1);
-            if let Some(last) = survey.recovery.last {
+            // What comes before the first that is kept back is the last that was confirmed when that one was appended.
+            let before = survey.unconfirmed.first().and_then(|t| t.payload.as_ref());
+            let before = before.map(|p| p.confirmed.min(Txid(p.txid.0.saturating_sub(1))));
+            if let Some(last) = survey.recovery.last.or(before) {
                 state.last = last;
                 state.published = last;
                 state.kept_after = last;
@@ -201,7 +211,8 @@ impl Journal {
         let mut replay = Replay::default();
         let mut recovery = Recovery::default();
         let mut previous = self.base;
-        let mut unconfirmed = Vec::new();
+        let mut unconfirmed: Vec<Scanned> = Vec::new();
+        let mut confirmed = limit.unwrap_or_default();
         while let Found::Transaction(txn) = scanner.next()? {
             if let Some(bad) = txn.images.iter().find(|i| i.block.0 >= blocks) {
                 return Err(JournalError::corrupt(
@@ -215,17 +226,32 @@ impl Journal {
                 Some(payload) => payload.txid,
                 None => previous.nearest(txn.tid),
             };
-            let beyond = limit.is_some_and(|limit| txid > limit) && txn.payload.is_some();
-            if beyond || !unconfirmed.is_empty() {
-                unconfirmed.push(*txn);
-                continue;
-            }
-            recovery.transactions += 1;
-            recovery.last = Some(txid);
-            recovery.chain = txn.payload.as_ref().map(|p| p.chain);
             previous = txid;
-            replay.add(&txn);
+            let mut take = |txn: &Scanned, txid: Txid| {
+                recovery.transactions += 1;
+                recovery.last = Some(txid);
+                recovery.chain = txn.payload.as_ref().map(|p| p.chain);
+                replay.add(txn);
+            };
+            let Some(payload) = txn.payload.as_ref().filter(|_| limit.is_some()) else {
+                for txn in unconfirmed.drain(..) {
+                    let txid = txn.payload.as_ref().map_or(txid, |p| p.txid);
+                    take(&txn, txid);
+                }
+                take(&txn, txid);
+                continue;
+            };
+            confirmed = confirmed.max(payload.confirmed);
+            unconfirmed.push(*txn);
+            // A later transaction may say that earlier ones were confirmed.
+            let known = unconfirmed
+                .partition_point(|t| t.payload.as_ref().is_some_and(|p| p.txid <= confirmed));
+            for txn in unconfirmed.drain(..known) {
+                let txid = txn.payload.as_ref().map_or(txid, |p| p.txid);
+                take(&txn, txid);
+            }
         }
+        recovery.unconfirmed = unconfirmed.len() as u64;
         let (images, revoked) = replay.finish();
         recovery.blocks_replayed = images.len() as u64;
         recovery.revoked = revoked;
@@ -235,6 +261,7 @@ impl Journal {
             end: scanner.pos,
             next_tid: scanner.tid,
             unconfirmed,
+            confirmed,
         })
     }
 

@@ -117,6 +117,9 @@ pub(super) struct State {
     /// The last transaction that reading sees, and the chain hash at it.
     pub published: Txid,
     pub published_chain: u64,
+    /// Nothing later than this goes home, nor does the checkpoint tail move while something later is published: a crash
+    /// would show less than was shown, over homes that are newer. No limit on a master.
+    pub home_limit: Txid,
     /// The index holds every transaction after this one.
     pub kept_after: Txid,
     /// The checkpoint tail as last written to the superblock, and as known to be durable.

@@ -17,6 +17,11 @@ pub trait TailKeeper: Send + Sync {
     /// The log is full of what consumers need, from `oldest` to `last`: move consumers, or remove them after recording
     /// what they lack. Called by the committer; must not commit, append, close or begin a segment.
     fn make_room(&self, oldest: Txid, last: Txid) -> Result<(), JournalError>;
+    /// On a mirror: remembers durably that the master has confirmed everything up to `through`. Called by whoever brings
+    /// images home, before any that the log does not say this of.
+    fn confirm(&self, _through: Txid) -> Result<(), JournalError> {
+        Ok(())
+    }
 }
 
 impl Journal {
@@ -40,6 +45,34 @@ impl Journal {
         let mut state = self.state.write();
         state.consumers.remove(&id);
         state.overlay.unpark();
+    }
+
+    /// On a mirror: from now on only what is durably known to be confirmed goes home. `confirmed` is what the facts say.
+    pub fn limit_home(&self, confirmed: Txid) {
+        self.state.write().home_limit = confirmed;
+    }
+
+    /// It is durable that the master has confirmed everything up to `through`.
+    pub fn confirmed_durably(&self, through: Txid) {
+        let mut state = self.state.write();
+        state.home_limit = state.home_limit.max(through);
+    }
+
+    /// What is published may go home, or the keeper makes that so. `false`: not now.
+    pub(super) fn confirm_published(&self) -> Result<bool, JournalError> {
+        let through = {
+            let state = self.state.read();
+            if state.published <= state.home_limit {
+                return Ok(true);
+            }
+            state.published
+        };
+        let Some(keeper) = self.keeper.read().clone() else {
+            return Ok(false);
+        };
+        keeper.confirm(through)?;
+        self.confirmed_durably(through);
+        Ok(true)
     }
 
     /// Every consumer is past this transaction, and it is committed here: what it and older ones freed may be reused.

@@ -1,29 +1,31 @@
 //! The mirror's side of a stream: makes what the master sends durable, acknowledges, and only then shows it.
 //!
 //! Owns the copy's parts, its journal, its facts. Invariants: while following, a transaction is in this side's journal,
-//! flushed, before it is acknowledged or seen; an incomplete transaction leaves no trace; while copying, blocks go
+//! flushed, before it is acknowledged; it is seen, and goes home, only when the master has confirmed that it is committed
+//! there, and what was seen once is seen again after a restart; an incomplete transaction leaves no trace; while copying, blocks go
 //! straight home behind a guard that keeps every other program off the volume, and the guard goes last. Never writes
 //! outside the volume, nor to the journal's own blocks, whatever the master sends.
 
 mod apply;
 mod copy;
+mod log;
 mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use states::Cause;
 
-use crate::fs::{Fs, FsOptions, FsRole, How, open_volume};
+use crate::fs::Fs;
 use crate::io::{Clock, Random};
-use crate::journal::{Hint, Image, Journal, ResumeEnd, Transaction};
+use crate::journal::{Hint, Image, Journal, Reference, Transaction};
+use crate::mirror::committed;
 use crate::mirror::error::{MirrorError, disk_cause};
-use crate::mirror::keeper::FollowerKeeper;
+use crate::mirror::floor::Heir;
+use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
-use crate::mirror::{committed, guard, stamps};
-use crate::units::{BlockNo, BlockRange, Generation, Txid};
+use crate::units::{BlockNo, BlockRange, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{Copy, FactStore, Facts, Role};
 use crate::wire::message::{MasterStatus, Message};
@@ -73,6 +75,8 @@ pub struct Env {
     pub parts: Arc<dyn PartStore>,
     /// Keeps facts.
     pub facts: Arc<dyn FactStore>,
+    /// Keeps what other mirrors would need of this one (`floor`).
+    pub maps: Arc<dyn MapStore>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Chance.
@@ -89,6 +93,7 @@ struct Current {
     freed: Vec<BlockRange>,
     hints: Vec<Hint>,
     images: BTreeMap<BlockNo, Image>,
+    refs: Vec<Reference>,
     bytes: usize,
 }
 
@@ -106,11 +111,23 @@ struct Copying {
 struct Following {
     fs: Arc<Fs>,
     journal: Arc<Journal>,
-    /// The last transaction that is durable here and shown.
+    heir: Arc<Heir>,
+    /// The last transaction that is shown: the lower of the next two, or what was so when the log was opened.
     applied: Txid,
+    /// The last transaction that is whole in the log.
+    durable: Txid,
+    /// The last transaction that is committed on the master, as far as it said.
+    confirmed: Txid,
+    /// Whole, and not yet in the log.
     pending: Vec<Transaction>,
     pending_bytes: u64,
-    pending_freed: RangeSet,
+    /// In the log, acknowledged, and not confirmed.
+    unshown: VecDeque<Transaction>,
+    /// Blocks that transactions which are not shown free: still in use.
+    unshown_freed: RangeSet,
+    /// The log was opened with unconfirmed transactions in it: nothing is appended before the master has said what
+    /// becomes of them.
+    held: bool,
     seq: u64,
 }
 
@@ -194,6 +211,30 @@ impl Follower {
         }
     }
 
+    /// The last transaction that is whole and durable here: what a promotion would keep.
+    pub fn durable(&self) -> Txid {
+        match &self.phase {
+            Phase::Following(following) => following.durable,
+            Phase::Copying(_) | Phase::Idle => self.applied(),
+        }
+    }
+
+    /// The last transaction here of which the master has said that it is committed there.
+    pub fn confirmed(&self) -> Txid {
+        match &self.phase {
+            Phase::Following(following) => following.confirmed.min(following.durable),
+            Phase::Copying(_) | Phase::Idle => self.applied(),
+        }
+    }
+
+    /// What is kept here for other mirrors, should this one be promoted.
+    pub fn heir(&self) -> Option<Arc<Heir>> {
+        match &self.phase {
+            Phase::Following(following) => Some(Arc::clone(&following.heir)),
+            Phase::Copying(_) | Phase::Idle => None,
+        }
+    }
+
     /// Handles one frame. After an error the session is over; the next one opens anew what the error made useless.
     pub fn frame(
         &mut self,
@@ -234,7 +275,16 @@ impl Follower {
                 generations,
                 from,
                 compare,
-            } => self.begin(mode, &generations, Txid(from), compare, &payload, &mut out)?,
+                drop_after,
+            } => {
+                let start = session::Start {
+                    mode,
+                    from: Txid(from),
+                    compare,
+                    drop_after: drop_after.map(Txid),
+                };
+                self.begin(start, &generations, &payload, &mut out)?
+            }
             Message::Bulk {
                 seq,
                 data,
@@ -251,9 +301,13 @@ impl Follower {
             } => self.txn_begin(Txid(first), Txid(last), &zeroed, &freed, &touched)?,
             Message::TxnBlocks { blocks } => self.txn_blocks(&blocks, &payload)?,
             Message::TxnFresh { ranges } => self.txn_fresh(&ranges, &payload, &mut out)?,
-            Message::TxnEnd { seq, last, chain } => {
-                self.txn_end(seq, Txid(last), chain, &mut out)?
-            }
+            Message::TxnEnd {
+                seq,
+                last,
+                chain,
+                confirmed,
+            } => self.txn_end(seq, Txid(last), chain, Txid(confirmed), &mut out)?,
+            Message::Confirm { txid } => self.confirm(Txid(txid), &mut out)?,
             Message::CopyEnd {
                 seq,
                 consistent_at,
@@ -261,7 +315,10 @@ impl Follower {
                 log,
             } => self.copy_end(seq, Txid(consistent_at), chain, &log, &payload, &mut out)?,
             Message::Hash { id, ranges } => self.hash(id, &ranges, &mut out)?,
-            Message::Status(status) => out.push(Output::Status(status)),
+            Message::Status(status) => {
+                self.floor(Txid(status.floor));
+                out.push(Output::Status(status));
+            }
             Message::Ping { token } => {
                 out.push(Output::Send(Message::Pong { token }, Vec::new()));
             }
@@ -311,13 +368,14 @@ impl Follower {
     /// Now and then (about once a second): the fact file learns how far the copy is, so that the log can be reused.
     pub fn tick(&mut self) -> Result<(), MirrorError> {
         match &self.phase {
-            Phase::Following(following) => {
+            Phase::Following(following) if !following.held => {
                 let last = following.applied;
                 if self.facts.lock().applied < last {
                     self.note_applied(last)?;
                 }
                 Ok(())
             }
+            Phase::Following(_) => Ok(()),
             Phase::Idle | Phase::Copying(_) => Ok(()),
         }
     }
@@ -331,127 +389,12 @@ impl Follower {
         if let Some(chain) = committed::chain_at(&following.journal, txid) {
             facts.chain = chain;
         }
-        facts.high_txid = facts.high_txid.max(txid);
+        facts.high_txid = facts.high_txid.max(following.durable);
+        facts.confirmed = facts.confirmed.max(txid);
         self.env.facts.save(&facts)?;
         drop(facts);
         following.journal.set_consumer(SELF, txid);
-        Ok(())
-    }
-
-    /// An orderly end: everything that is durable is brought home, and the kernel could mount the copy.
-    pub fn close(&mut self) -> Result<Vec<Output>, MirrorError> {
-        self.current = None;
-        let mut out = Vec::new();
-        self.idle_into(&mut out)?;
-        self.stop_following()?;
-        Ok(out)
-    }
-
-    /// Empties the log and leaves it.
-    fn stop_following(&mut self) -> Result<Vec<BlockRange>, MirrorError> {
-        let Phase::Following(following) = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            return Ok(Vec::new());
-        };
-        let volume = self.volume()?;
-        let last = following.applied;
-        let chain = committed::chain_at(&following.journal, last);
-        following.journal.set_consumer(SELF, last);
-        let head = following.journal.close()?;
-        guard::clear_recover(&volume)?;
-        let mut facts = self.facts.lock();
-        facts.applied = last;
-        facts.chain = chain.unwrap_or(facts.chain);
-        facts.high_txid = facts.high_txid.max(last);
-        facts.head = Some(head);
-        facts.stamps = Some(stamps::read(&volume)?);
-        self.env.facts.save(&facts)?;
-        Ok(following.journal.map().0.clone())
-    }
-
-    /// Opens the complete, consistent copy: recovers its log, and follows from there.
-    fn follow(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
-        let volume = self.volume()?;
-        // A power cut between the facts and the guard: the facts were first.
-        guard::lower_if_raised(&volume)?;
-        let mut facts = self.facts.lock().clone();
-        let base = facts.high_txid.max(facts.applied);
-        let opened = open_volume(Arc::clone(&volume), base, How::ReadWrite)?;
-        // After the recovery: the log may bring the mount count of a master that was opened again.
-        if let Some(expected) = &facts.stamps
-            && let Some(what) = stamps::changed(expected, &stamps::read(&volume)?)
-        {
-            tracing::warn!(volume = %self.name, %what, "this copy was changed from outside: it will be compared");
-            facts.tainted = true;
-        }
-        let journal = Arc::clone(&opened.journal);
-        if let Some(tail) = &facts.tail {
-            // What was acknowledged after the facts were saved last: in the log, home or not.
-            let end = match facts.head {
-                Some(head) => ResumeEnd::Clean(head),
-                None => ResumeEnd::Recovered,
-            };
-            match journal.resume(&facts.segments, tail, end) {
-                Ok(infos) => {
-                    if let Some(info) = infos.last().filter(|info| info.txid > facts.applied) {
-                        facts.applied = info.txid;
-                        facts.chain = info.chain;
-                    }
-                }
-                Err(error) if facts.tainted => {
-                    tracing::warn!(volume = %self.name, %error, "the log can not be resumed");
-                }
-                Err(error) => {
-                    tracing::warn!(volume = %self.name, %error, "the log can not be resumed: this copy will be compared");
-                    facts.tainted = true;
-                }
-            }
-        }
-        if let Some(recovery) = &opened.recovered
-            && let (Some(last), Some(chain)) = (recovery.last, recovery.chain)
-            && last > facts.applied
-        {
-            facts.applied = last;
-            facts.chain = chain;
-        }
-        guard::set_recover(&volume)?;
-        facts.head = None;
-        facts.stamps = Some(stamps::read_open(&volume)?);
-        self.env.facts.save(&facts)?;
-        let generation = facts
-            .generations
-            .last()
-            .map_or(Generation(0), |lineage| lineage.generation);
-        let (applied, chain) = (facts.applied, facts.chain);
-        *self.facts.lock() = facts;
-        journal.set_consumer(SELF, applied);
-        journal.set_keeper(Arc::new(FollowerKeeper::new(
-            Arc::clone(&self.facts),
-            Arc::clone(&self.env.facts),
-            Arc::downgrade(&journal),
-            SELF,
-        )));
-        journal.begin_segment(generation, applied.next())?;
-        journal.set_chain(chain);
-        let fs = Arc::new(Fs::open(
-            opened,
-            FsOptions {
-                role: FsRole::Mirror,
-                clock: Arc::clone(&self.env.clock),
-                random: Arc::clone(&self.env.random),
-                cache_bytes: self.env.cache_bytes,
-                commit_interval: Duration::from_secs(1),
-            },
-        )?);
-        out.push(Output::Opened(Arc::clone(&fs)));
-        self.phase = Phase::Following(Following {
-            fs,
-            journal,
-            applied,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            pending_freed: RangeSet::default(),
-            seq: 0,
-        });
+        following.journal.confirmed_durably(txid);
         Ok(())
     }
 

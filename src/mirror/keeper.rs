@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use crate::journal::{Journal, JournalError, TailKeeper};
 use crate::mirror::committed::chain_at;
+use crate::mirror::floor::Heir;
 use crate::mirror::slot::Slots;
 use crate::units::{Generation, Txid};
 use crate::volume::facts::{FactStore, Facts, MirrorTail, Segment};
@@ -87,21 +88,24 @@ pub struct FollowerKeeper {
     store: Arc<dyn FactStore>,
     journal: Weak<Journal>,
     consumer: u32,
+    heir: Arc<Heir>,
 }
 
 impl FollowerKeeper {
-    /// Keeps `journal`, in which the fact file is the consumer `consumer`.
+    /// Keeps `journal`, in which the fact file is the consumer `consumer`, and `heir` keeps what others may need.
     pub fn new(
         facts: Arc<Mutex<Facts>>,
         store: Arc<dyn FactStore>,
         journal: Weak<Journal>,
         consumer: u32,
+        heir: Arc<Heir>,
     ) -> FollowerKeeper {
         FollowerKeeper {
             facts,
             store,
             journal,
             consumer,
+            heir,
         }
     }
 }
@@ -118,21 +122,35 @@ impl TailKeeper for FollowerKeeper {
         save(&*self.store, &facts)
     }
 
-    fn make_room(&self, _oldest: Txid, _last: Txid) -> Result<(), JournalError> {
+    fn make_room(&self, oldest: Txid, _last: Txid) -> Result<(), JournalError> {
         let Some(journal) = self.journal.upgrade() else {
             return Ok(());
         };
         let applied = journal.last_published();
-        {
+        let generation = {
             let mut facts = self.facts.lock();
             facts.applied = applied;
+            facts.confirmed = facts.confirmed.max(applied);
             if let Some(chain) = chain_at(&journal, applied) {
                 facts.chain = chain;
             }
             facts.high_txid = facts.high_txid.max(applied);
             save(&*self.store, &facts)?;
-        }
+            let lineage = facts.generations.last();
+            lineage.map_or(Generation(0), |lineage| lineage.generation)
+        };
+        journal.confirmed_durably(applied);
         journal.set_consumer(self.consumer, applied);
+        self.heir.make_room(&journal, generation, oldest, applied);
         Ok(())
+    }
+
+    fn confirm(&self, through: Txid) -> Result<(), JournalError> {
+        let mut facts = self.facts.lock();
+        if facts.confirmed >= through {
+            return Ok(());
+        }
+        facts.confirmed = through;
+        save(&*self.store, &facts)
     }
 }

@@ -23,7 +23,7 @@ use crate::mirror::MirrorError;
 use crate::mirror::hashing::Verdict;
 use crate::mirror::progress::Progress;
 use crate::mirror::rate::Rate;
-use crate::mirror::slot::Slot;
+use crate::mirror::slot::{Slot, Slots};
 use crate::mirror::stream::{Acked, Frame, Next, Stream};
 use crate::units::{BlockNo, BlockRange, Generation, Txid};
 use crate::volume::Volume;
@@ -54,6 +54,8 @@ pub struct MasterVolume {
     pub fs: Arc<Fs>,
     /// The generation of this opening.
     pub generation: Generation,
+    /// The mirrors' places at the log.
+    pub slots: Arc<Slots>,
     /// The facts.
     pub facts: Arc<Mutex<Facts>>,
     /// Where they are kept.
@@ -158,6 +160,8 @@ pub struct Mirror {
     stream: Stream,
     streaming: bool,
     outcome: Option<Outcome>,
+    /// What the mirror has after this is to be erased when the stream begins.
+    drop_after: Option<u64>,
     their: Option<History>,
     step_deadline: Option<Duration>,
     reconnect_at: Option<Duration>,
@@ -212,6 +216,7 @@ impl Mirror {
             stream,
             streaming: false,
             outcome: None,
+            drop_after: None,
             their: None,
             step_deadline: None,
             reconnect_at: None,
@@ -431,6 +436,7 @@ impl Mirror {
             | Message::TxnBlocks { .. }
             | Message::TxnFresh { .. }
             | Message::TxnEnd { .. }
+            | Message::Confirm { .. }
             | Message::CopyEnd { .. }
             | Message::Hash { .. }
             | Message::Status(_) => {
@@ -592,9 +598,7 @@ impl Mirror {
                 out.push(Action::Send(Message::Ask, Vec::new()));
             }
             Command::DropUnconfirmed => {
-                if let Some(outcome) = &self.outcome
-                    && let Some(after) = outcome.drop_unconfirmed_after
-                {
+                if let Some(after) = self.drop_after {
                     tracing::warn!(peer = %self.peer, after, "the mirror has what was never confirmed");
                 }
             }

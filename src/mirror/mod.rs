@@ -5,6 +5,7 @@
 pub mod committed;
 pub mod dirty;
 pub mod error;
+pub mod floor;
 pub mod follower;
 pub mod guard;
 pub mod hashing;

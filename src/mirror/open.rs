@@ -212,6 +212,7 @@ pub fn open_master(
             journal,
             fs,
             generation,
+            slots: Arc::clone(&slots),
             facts,
             store: Arc::clone(&options.facts),
             log,
@@ -256,7 +257,7 @@ fn open_slot(
     })
 }
 
-fn open_map(
+pub(crate) fn open_map(
     maps: &dyn MapStore,
     blocks_count: u64,
     peer: &str,

@@ -430,6 +430,7 @@ impl Stream {
             seq,
             last: sending.shipment.last.0,
             chain: sending.shipment.chain,
+            confirmed: self.journal.last_committed().0,
         };
         Ok(Some((end, Vec::new())))
     }

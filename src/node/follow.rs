@@ -12,7 +12,7 @@ use super::mounts::Offer;
 use super::protocol::MirrorStatus;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
-use super::stores::MirrorParts;
+use super::stores::{MapFiles, MirrorParts};
 use super::timer::Timer;
 use super::volumes::chain;
 use crate::mirror::MirrorError;
@@ -83,6 +83,7 @@ impl Follow {
             node: node.config.name.clone(),
             parts: Arc::new(MirrorParts::new(node, master)),
             facts: store,
+            maps: Arc::new(MapFiles::new(&dir)),
             clock: node.clock.clone(),
             random: node.random.clone(),
             cache_bytes: node.cache_bytes(),

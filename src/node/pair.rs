@@ -180,6 +180,7 @@ impl Pair {
             node: MIRROR.to_owned(),
             parts: Arc::new(MirrorPart(dir.join("beta.img"))),
             facts: Arc::new(FactFile::new(dir.join("beta.facts"))),
+            maps: Arc::new(MapFiles::new(dir)),
             clock: clock.clone(),
             random,
             cache_bytes: CACHE_BYTES,

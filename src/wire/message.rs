@@ -126,6 +126,8 @@ pub struct MasterStatus {
     pub bytes_bulk: u64,
     /// Sequenced bytes sent since the master's node started.
     pub bytes_sequenced: u64,
+    /// The lowest transaction that every mirror of the volume has: the log is kept from here on, for whoever is promoted.
+    pub floor: u64,
 }
 
 /// The header of a frame.
@@ -183,6 +185,9 @@ pub enum Message {
         from: u64,
         /// Compare first: the mirror will be asked for hashes.
         compare: bool,
+        /// What the mirror holds after this transaction was never confirmed, nor is it in the master's history: it is
+        /// erased, durably, before anything else.
+        drop_after: Option<u64>,
     },
     /// Mirror: ready for the stream.
     Ready,
@@ -230,6 +235,14 @@ pub enum Message {
         last: u64,
         /// The transaction chain hash at `last`.
         chain: u64,
+        /// The last transaction that is committed on the master: `last` or later, unless this one was sent while it was
+        /// being committed.
+        confirmed: u64,
+    },
+    /// Master: everything up to `txid` is committed here, and may be shown.
+    Confirm {
+        /// The last such transaction that was sent.
+        txid: u64,
     },
     /// Master: the copy is whole once everything up to `consistent_at` is applied. Payload: the jbd2 superblock.
     CopyEnd {

@@ -166,7 +166,7 @@ fn damage(set: &FeatureSet, seeds: std::ops::Range<u64>) {
             };
             let role = match how {
                 How::ReadOnly => FsRole::ReadOnly,
-                How::ReadWrite => FsRole::Master,
+                How::ReadWrite | How::Confirmed(_) => FsRole::Master,
             };
             let first = opened.journal.last_committed().next();
             if how == How::ReadWrite && opened.journal.begin_segment(Generation(1), first).is_err()

@@ -139,6 +139,7 @@ fn revokes_and_payload_share_blocks_and_nothing_is_lost() {
 
 fn payload() -> Payload {
     Payload {
+        confirmed: Txid(6),
         txid: Txid(0x1_0000_0002),
         generation: Generation(5),
         chain: 99,
@@ -170,6 +171,17 @@ fn a_payload_round_trips_in_parts() {
     parts.push(&[0; 100]).unwrap();
     parts.push(&part(1, b)).unwrap();
     assert_eq!(parts.finish(), Ok(Some(whole.clone())));
+
+    // Written before transactions said what was confirmed.
+    let mut old_bytes = bytes.clone();
+    old_bytes.drain(24..32);
+    let mut old_part = encode_part(whole.txid, 0, 1, &old_bytes);
+    old_part[4] = 1;
+    let mut old = Parts::default();
+    old.push(&old_part).unwrap();
+    let read = old.finish().unwrap().unwrap();
+    assert_eq!(read.confirmed, whole.txid);
+    assert_eq!((read.refs, read.hints), (whole.refs, whole.hints));
 
     let mut lost = Parts::default();
     lost.push(&part(0, a)).unwrap();

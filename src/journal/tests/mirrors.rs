@@ -243,7 +243,8 @@ fn what_the_master_has_not_confirmed_stays_in_the_log_over_a_crash() {
         commit(&journal, 1, &[(10, 1), (11, 1)]);
         let mut free = txn(3, &[(12, 3)]);
         free.freed = vec![range(11, 1)];
-        journal.append(&[txn(2, &[(10, 2)]), free]).unwrap();
+        let both = [txn(2, &[(10, 2)]), free];
+        journal.append_confirmed(&both, Txid(1)).unwrap();
         drop(journal);
 
         let again = load(&disk, 0);
@@ -266,6 +267,7 @@ fn what_the_master_has_not_confirmed_stays_in_the_log_over_a_crash() {
             (1, image(1))
         } else {
             again.publish(Txid(3));
+            again.confirmed_durably(Txid(3));
             (3, image(2))
         };
         assert_eq!(read(&again, 10), value[..]);
@@ -284,6 +286,37 @@ fn what_the_master_has_not_confirmed_stays_in_the_log_over_a_crash() {
         );
         assert_eq!(home(&disk, 10), value[..]);
     }
+}
+
+#[test]
+fn the_log_itself_says_what_was_confirmed() {
+    let (disk, journal) = fresh();
+    journal.limit_home(Txid(0));
+    commit(&journal, 1, &[(10, 1)]);
+    for (t, confirmed) in [(2, 1), (3, 2), (4, 2)] {
+        let txns = [txn(t, &[(10, t), (20 + t, t)])];
+        journal.append_confirmed(&txns, Txid(confirmed)).unwrap();
+    }
+    drop(journal);
+    let again = load(&disk, 0);
+    // The facts are older than the log.
+    let recovery = again.recover_confirmed(Txid(1)).unwrap();
+    assert_eq!((recovery.last, recovery.unconfirmed), (Some(Txid(2)), 2));
+    assert_eq!(home(&disk, 10), image(2)[..]);
+    again.publish(Txid(3));
+    assert_eq!(read(&again, 10), image(3)[..]);
+    // Nothing says durably that 3 was confirmed, and there is nobody to say it: it does not go home.
+    checkpoint_all(&again);
+    assert_eq!(home(&disk, 10), image(2)[..]);
+    let cut = load(&Arc::new(disk.snapshot()), 0);
+    assert_eq!(
+        cut.recover_confirmed(Txid(1)).unwrap().unconfirmed,
+        2,
+        "the tail did not move over what can not be shown again"
+    );
+    again.confirmed_durably(Txid(3));
+    checkpoint_all(&again);
+    assert_eq!(home(&disk, 10), image(3)[..]);
 }
 
 #[test]

@@ -1,15 +1,24 @@
-//! Transactions, as they come in: collected until they are whole, made durable in this side's journal, shown, and
-//! acknowledged. And answers to questions about hashes, which are about what has been shown.
+//! Transactions, as they come in: collected until they are whole, made durable in this side's journal, acknowledged, and
+//! shown once the master has committed them. And answers to questions about hashes, which are about what has been shown.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::log::{freed, generation};
 use super::{Current, FLUSH_BYTES, Follower, Output, Phase, TRANSACTION_BYTES, protocol};
-use crate::journal::{Hint, Image, Transaction};
+use crate::journal::{Hint, Image, Reference, Transaction};
 use crate::mirror::hashing::hash_blocks;
-use crate::mirror::ranges::RangeSet;
 use crate::mirror::{MirrorError, guard, stamps};
-use crate::units::{BlockRange, Ino, Txid};
+use crate::units::{BlockNo, BlockRange, Ino, Txid};
 use crate::wire::message::{Message, Range, Touched};
+
+/// Transactions that a master may have sent without confirming one of them: it sends them while it commits them, one by
+/// one.
+const MAX_UNCONFIRMED: usize = 256;
+/// Blocks that one reference names at most (`journal::Reference`).
+const REFERENCE_BLOCKS: u64 = 256;
 
 impl Follower {
     pub(super) fn txn_begin(
@@ -25,7 +34,7 @@ impl Follower {
             (Phase::Following(following), true) => following
                 .pending
                 .last()
-                .map_or(following.applied, |txn| txn.txid),
+                .map_or(following.durable, |txn| txn.txid),
             _ => return Err(protocol("a transaction outside of a stream")),
         };
         if first > last || first <= before {
@@ -46,6 +55,7 @@ impl Follower {
             freed: checked(freed)?,
             hints: touched.iter().map(hint_from_wire).collect(),
             images: BTreeMap::new(),
+            refs: Vec::new(),
             bytes: 0,
         });
         Ok(())
@@ -104,7 +114,21 @@ impl Follower {
             }
             self.settle_before(range, out)?;
         }
-        self.write_ranges(ranges, payload, !following)
+        self.write_ranges(ranges, payload, !following)?;
+        if following {
+            let block_size = self.volume()?.block_size() as usize;
+            let current = self.current()?;
+            let mut rest = payload;
+            for piece in ranges.iter().flat_map(|range| pieces(*range)) {
+                let (bytes, later) = rest.split_at(piece.len as usize * block_size);
+                rest = later;
+                current.refs.push(Reference {
+                    range: piece,
+                    xxh3: xxh3_64(bytes),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Blocks that a waiting transaction frees are still in use until that one is shown.
@@ -113,12 +137,16 @@ impl Follower {
         range: BlockRange,
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
-        match &self.phase {
-            Phase::Following(following) if following.pending_freed.overlaps(range) => {
-                self.commit(out)
+        let in_use = |follower: &Follower| matches!(&follower.phase, Phase::Following(following) if following.unshown_freed.overlaps(range));
+        if in_use(self) {
+            self.commit(out)?;
+            if in_use(self) {
+                return Err(protocol(
+                    "blocks are used again whose freeing is not confirmed",
+                ));
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     pub(super) fn txn_end(
@@ -126,6 +154,7 @@ impl Follower {
         seq: u64,
         last: Txid,
         chain: u64,
+        confirmed: Txid,
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
         let current = self
@@ -147,18 +176,20 @@ impl Follower {
             }
             Phase::Following(following) => {
                 following.seq = seq;
+                following.confirmed = following.confirmed.max(confirmed);
                 following.pending_bytes += current.bytes as u64 + 1;
                 for range in &current.freed {
-                    following.pending_freed.insert(*range);
+                    following.unshown_freed.insert(*range);
                 }
                 tracing::trace!(volume = %self.name, first = %current.first, %last, "transaction received");
                 following.pending.push(Transaction {
                     txid: last,
                     images: current.images,
+                    refs: current.refs,
+                    zeroed: current.zeroed,
                     freed: current.freed,
                     hints: current.hints,
                     chain,
-                    ..Transaction::default()
                 });
                 match following.pending_bytes >= FLUSH_BYTES {
                     true => self.commit(out),
@@ -169,7 +200,7 @@ impl Follower {
         }
     }
 
-    /// Makes the waiting transactions durable in this side's journal, shows them, acknowledges them.
+    /// Makes the waiting transactions durable in this side's journal, acknowledges them, and shows what is confirmed.
     pub(super) fn commit(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
@@ -179,35 +210,106 @@ impl Follower {
         }
         let txns = std::mem::take(&mut following.pending);
         following.pending_bytes = 0;
-        following.pending_freed = RangeSet::default();
-        let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
-        if let Some(stamps) = txns
+        let (journal, confirmed) = (Arc::clone(&following.journal), following.confirmed);
+        // What the log brings back by itself after a power cut.
+        let sure = txns.partition_point(|txn| txn.txid <= confirmed);
+        self.take_stamps(&txns[..sure])?;
+        journal.append_confirmed(&txns, confirmed)?;
+        let Phase::Following(following) = &mut self.phase else {
+            return Ok(());
+        };
+        following.durable = txns.last().expect("not empty").txid;
+        following.unshown.extend(txns);
+        out.push(Output::Send(
+            Message::Ack {
+                seq: following.seq,
+                txid: following.durable.0,
+                cursor: 0,
+                consistent: true,
+            },
+            Vec::new(),
+        ));
+        self.show(confirmed, out)?;
+        let Phase::Following(following) = &mut self.phase else {
+            return Ok(());
+        };
+        let images = following
+            .unshown
             .iter()
-            .rev()
-            .find_map(|txn| stamps::carried(txn, block_size))
+            .map(|txn| txn.images.len())
+            .sum::<usize>();
+        let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
+        if following.unshown.len() > MAX_UNCONFIRMED
+            || images * block_size as usize > TRANSACTION_BYTES
         {
-            // The master was opened again: its mount count is this copy's from now on, and no change from outside.
+            return Err(protocol("too much that the master does not confirm"));
+        }
+        Ok(())
+    }
+
+    /// The master was opened again: its mount count, which `txns` bring, is this copy's from now on, and no change from
+    /// outside. Durable before the log, or a checkpoint, can bring the superblock itself.
+    fn take_stamps(&self, txns: &[Transaction]) -> Result<(), MirrorError> {
+        let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
+        let carried = |txn| stamps::carried(txn, block_size);
+        if let Some(stamps) = txns.iter().rev().find_map(carried) {
             let mut facts = self.facts.lock();
             if facts.stamps.as_ref() != Some(&stamps) {
                 facts.stamps = Some(stamps);
                 self.env.facts.save(&facts)?;
             }
         }
-        following.journal.append(&txns)?;
+        Ok(())
+    }
+
+    /// Shows every transaction of the log up to `through`: the master has committed it.
+    pub(super) fn show(&mut self, through: Txid, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        let Phase::Following(following) = &mut self.phase else {
+            return Ok(());
+        };
+        let count = following.unshown.partition_point(|txn| txn.txid <= through);
+        if count == 0 {
+            return Ok(());
+        }
+        let txns: Vec<Transaction> = following.unshown.drain(..count).collect();
+        self.take_stamps(&txns)?;
+        let Phase::Following(following) = &mut self.phase else {
+            return Ok(());
+        };
         let hints = following.fs.switch_epoch(&txns)?;
-        let last = txns.last().expect("not empty").txid;
-        following.applied = last;
-        out.push(Output::Send(
-            Message::Ack {
-                seq: following.seq,
-                txid: last.0,
-                cursor: 0,
-                consistent: true,
-            },
-            Vec::new(),
-        ));
+        following.applied = txns.last().expect("counted above").txid;
+        following.unshown_freed = freed(following.unshown.iter().chain(&following.pending));
         out.push(Output::Invalidate(hints));
         Ok(())
+    }
+
+    /// The master has committed everything up to `txid`.
+    pub(super) fn confirm(&mut self, txid: Txid, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        match (&mut self.phase, self.streaming) {
+            (Phase::Following(following), true) => {
+                following.confirmed = following.confirmed.max(txid);
+                self.show(txid, out)
+            }
+            // Of a stream that has turned into a copy.
+            _ => Ok(()),
+        }
+    }
+
+    /// Every mirror has everything up to `floor`: nobody will ever need that of this one.
+    pub(super) fn floor(&mut self, floor: Txid) {
+        let Phase::Following(following) = &self.phase else {
+            return;
+        };
+        let generation = {
+            let mut facts = self.facts.lock();
+            facts.floor = floor;
+            generation(&facts)
+        };
+        if !following.held {
+            let journal = &following.journal;
+            let applied = following.applied;
+            following.heir.advance(journal, generation, floor, applied);
+        }
     }
 
     pub(super) fn hash(
@@ -242,6 +344,15 @@ impl Follower {
         out.push(Output::Send(Message::Hashes { id }, payload));
         Ok(())
     }
+}
+
+/// A range in pieces as a transaction refers to them.
+fn pieces(range: Range) -> impl Iterator<Item = BlockRange> {
+    let starts = (0..range.len).step_by(REFERENCE_BLOCKS as usize);
+    starts.map(move |at| {
+        let len = (range.len - at).min(REFERENCE_BLOCKS);
+        BlockRange::new(BlockNo(range.start + at), len)
+    })
 }
 
 fn hint_from_wire(touched: &Touched) -> Hint {

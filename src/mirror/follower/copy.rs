@@ -1,6 +1,7 @@
 //! A copy in the making: blocks straight home, behind the guard, acknowledged after a flush.
 
 use super::{Copying, FLUSH_BYTES, Follower, Output, Phase, protocol};
+use crate::mirror::floor::Heir;
 use crate::mirror::{MirrorError, guard};
 use crate::units::{BlockNo, BlockRange, Txid};
 use crate::volume::facts::Copy;
@@ -161,12 +162,17 @@ impl Follower {
         }
         volume.flush()?;
         {
+            let facts = self.facts.lock().clone();
+            Heir::open(&*self.env.maps, &facts, volume.blocks_count())?.forget()?;
+        }
+        {
             let mut facts = self.facts.lock();
             facts.copy = Copy::Complete;
             facts.consistent_at = consistent_at;
             facts.applied = consistent_at;
             facts.high_txid = facts.high_txid.max(consistent_at);
             facts.chain = chain;
+            facts.confirmed = consistent_at;
             facts.tainted = false;
             self.env.facts.save(&facts)?;
         }

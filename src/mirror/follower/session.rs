@@ -3,10 +3,18 @@
 use states::Cause;
 
 use super::{Copying, Follower, Output, Phase, protocol, refused};
-use crate::mirror::{MirrorError, committed, guard};
+use crate::mirror::{MirrorError, guard};
 use crate::units::{BlockNo, Generation, Txid};
 use crate::volume::facts::{Copy, Lineage, Role};
 use crate::wire::message::{self as wire, Fork, History, Message, Mode, PROTOCOL_VERSION};
+
+/// How a stream begins.
+pub(super) struct Start {
+    pub mode: Mode,
+    pub from: Txid,
+    pub compare: bool,
+    pub drop_after: Option<Txid>,
+}
 
 impl Follower {
     pub(super) fn hello(
@@ -100,10 +108,10 @@ impl Follower {
     }
 
     pub(super) fn history(&self) -> History {
-        let applied = self.applied();
+        let (applied, durable, confirmed) = (self.applied(), self.durable(), self.confirmed());
         let facts = self.facts.lock();
         let chain = match &self.phase {
-            Phase::Following(following) => committed::chain_at(&following.journal, applied),
+            Phase::Following(following) => Some(following.journal.chain()),
             Phase::Idle | Phase::Copying(_) => None,
         };
         History {
@@ -117,8 +125,8 @@ impl Follower {
                 })
                 .collect(),
             applied: applied.0,
-            durable: applied.0,
-            confirmed: applied.0,
+            durable: durable.0,
+            confirmed: confirmed.0,
             copy: match facts.copy {
                 Copy::Blank => wire::CopyState::Blank,
                 Copy::Partial { cursor, txid } => wire::CopyState::Partial {
@@ -136,15 +144,20 @@ impl Follower {
 
     pub(super) fn begin(
         &mut self,
-        mode: Mode,
+        start: Start,
         generations: &[Fork],
-        from: Txid,
-        compare: bool,
         superblock: &[u8],
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
+        let Start {
+            mode,
+            from,
+            compare,
+            drop_after,
+        } = start;
         self.current = None;
         self.idle_into(out)?;
+        self.settle_unconfirmed(drop_after, out)?;
         let volume = self.volume()?;
         if superblock.len() != 1024 && mode != Mode::InSync {
             return Err(protocol("a copy begins with the superblock's 1024 bytes"));
@@ -191,6 +204,10 @@ impl Follower {
                     // Until a comparison has found every difference, another one has to.
                     facts.tainted = compare;
                     facts.stamps = None;
+                    // The log is left alone from here on: it ends before what the copy will be.
+                    facts.tail = None;
+                    facts.segments.clear();
+                    facts.head = None;
                     if first {
                         facts.copy = Copy::Partial { cursor, txid: from };
                     }

@@ -29,11 +29,14 @@ impl Mirror {
             _ => outcome.to_string(),
         };
         let decided = Decided::from(&outcome);
-        self.outcome = Some(outcome);
-        let durable = match history.copy {
-            CopyState::Partial { txid, .. } => txid,
+        self.drop_after = outcome.drop_unconfirmed_after;
+        let durable = match (history.copy, outcome.drop_unconfirmed_after) {
+            (CopyState::Partial { txid, .. }, _) => txid,
+            // What it has beyond is of no history.
+            (_, Some(after)) => after,
             _ => history.durable,
         };
+        self.outcome = Some(outcome);
         let acked = self.shared.log_position(Txid(durable));
         self.slot.state.lock().acked = acked.min(self.shared.journal.last_committed());
         self.truth.consistent_at = match history.copy {
@@ -135,6 +138,7 @@ impl Mirror {
                 generations: self.lineage(),
                 from: from.0,
                 compare,
+                drop_after: self.drop_after.take(),
             },
             superblock,
         ));

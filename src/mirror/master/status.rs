@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Mirror, Status};
+use crate::mirror::floor;
 use crate::wire::message::MasterStatus;
 
 impl Mirror {
@@ -54,6 +55,7 @@ impl Mirror {
             buffer_size: stats.size_blocks * block_size,
             bytes_bulk: status.bytes_bulk,
             bytes_sequenced: status.bytes_sequenced,
+            floor: floor::lowest(&self.shared.slots).0,
         }
     }
 }

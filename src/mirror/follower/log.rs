@@ -1,0 +1,259 @@
+//! Opening this side's log and leaving it, and what becomes of transactions in it that the master has not confirmed.
+//!
+//! Owns the order of steps: what is not known to be confirmed stays in the log, not visible, until the master says that
+//! it is in its history, or that it is not; only then is the log continued.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Follower, Following, Output, Phase, SELF, protocol};
+use crate::fs::{Fs, FsOptions, FsRole, How, open_volume};
+use crate::journal::{Journal, Recovery, ResumeEnd, Transaction};
+use crate::mirror::floor::Heir;
+use crate::mirror::keeper::FollowerKeeper;
+use crate::mirror::ranges::RangeSet;
+use crate::mirror::{MirrorError, committed, guard, stamps};
+use crate::units::{BlockRange, Generation, Txid};
+use crate::volume::facts::Facts;
+
+impl Follower {
+    /// An orderly end: everything that may be is brought home, and the kernel could mount the copy. What the master has not
+    /// confirmed stays in the log, as after a power cut.
+    pub fn close(&mut self) -> Result<Vec<Output>, MirrorError> {
+        self.current = None;
+        let mut out = Vec::new();
+        self.idle_into(&mut out)?;
+        if let Phase::Following(following) = &self.phase
+            && !following.unshown.is_empty()
+        {
+            if !following.held {
+                let applied = following.applied;
+                self.note_applied(applied)?;
+            }
+            self.phase = Phase::Idle;
+            return Ok(out);
+        }
+        self.stop_following()?;
+        Ok(out)
+    }
+
+    /// Empties the log and leaves it.
+    pub(super) fn stop_following(&mut self) -> Result<Vec<BlockRange>, MirrorError> {
+        let Phase::Following(following) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return Ok(Vec::new());
+        };
+        let volume = self.volume()?;
+        let last = following.applied;
+        let chain = committed::chain_at(&following.journal, last);
+        following.journal.set_consumer(SELF, last);
+        let head = following.journal.close()?;
+        guard::clear_recover(&volume)?;
+        let mut facts = self.facts.lock();
+        facts.applied = last;
+        facts.confirmed = facts.confirmed.max(last);
+        facts.chain = chain.unwrap_or(facts.chain);
+        facts.high_txid = facts.high_txid.max(last);
+        facts.head = Some(head);
+        facts.stamps = Some(stamps::read(&volume)?);
+        self.env.facts.save(&facts)?;
+        Ok(following.journal.map().0.clone())
+    }
+
+    /// Opens the complete, consistent copy: recovers its log, and follows from there. Transactions that the master has not
+    /// confirmed are kept back.
+    pub(super) fn follow(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        let volume = self.volume()?;
+        // A power cut between the facts and the guard: the facts were first.
+        guard::lower_if_raised(&volume)?;
+        let mut facts = self.facts.lock().clone();
+        let base = facts.high_txid.max(facts.applied);
+        let how = How::Confirmed(facts.confirmed);
+        let opened = open_volume(Arc::clone(&volume), base, how)?;
+        // After the recovery: the log may bring the mount count of a master that was opened again.
+        if let Some(expected) = &facts.stamps
+            && let Some(what) = stamps::changed(expected, &stamps::read(&volume)?)
+        {
+            tracing::warn!(volume = %self.name, %what, "this copy was changed from outside: it will be compared");
+            facts.tainted = true;
+        }
+        let journal = Arc::clone(&opened.journal);
+        let heir = Heir::open(&*self.env.maps, &facts, volume.blocks_count())?;
+        let heir = Arc::new(heir);
+        let unconfirmed = opened
+            .recovered
+            .is_some_and(|recovery| recovery.unconfirmed > 0);
+        let mut unshown = VecDeque::new();
+        if unconfirmed {
+            for info in journal
+                .info_after(journal.last_published())
+                .unwrap_or_default()
+            {
+                unshown.push_back(journal.load_transaction(info.txid)?);
+            }
+            tracing::info!(volume = %self.name, shown = %journal.last_published(), durable = %journal.last_committed(),
+                "the last transactions were not confirmed: the master will say what becomes of them");
+            facts.head = None;
+            facts.stamps = Some(stamps::read_open(&volume)?);
+            facts.high_txid = facts.high_txid.max(journal.last_committed());
+            self.env.facts.save(&facts)?;
+            *self.facts.lock() = facts;
+        } else {
+            journal.limit_home(facts.confirmed.max(facts.applied));
+            *self.facts.lock() = facts;
+            self.continue_log(&journal, &heir, opened.recovered.as_ref())?;
+        }
+        let applied = match unconfirmed {
+            true => journal.last_published(),
+            false => self.facts.lock().applied,
+        };
+        let fs = Arc::new(Fs::open(
+            opened,
+            FsOptions {
+                role: FsRole::Mirror,
+                clock: Arc::clone(&self.env.clock),
+                random: Arc::clone(&self.env.random),
+                cache_bytes: self.env.cache_bytes,
+                commit_interval: Duration::from_secs(1),
+            },
+        )?);
+        out.push(Output::Opened(Arc::clone(&fs)));
+        self.phase = Phase::Following(Following {
+            fs,
+            heir,
+            applied,
+            durable: unshown.back().map_or(applied, |txn| txn.txid),
+            confirmed: applied,
+            journal,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            unshown_freed: freed(&unshown),
+            held: !unshown.is_empty(),
+            unshown,
+            seq: 0,
+        });
+        Ok(())
+    }
+
+    /// The log is clean, and everything in it is home: from here on it is continued.
+    fn continue_log(
+        &self,
+        journal: &Arc<Journal>,
+        heir: &Arc<Heir>,
+        recovery: Option<&Recovery>,
+    ) -> Result<(), MirrorError> {
+        let volume = self.volume()?;
+        let mut facts = self.facts.lock().clone();
+        let mut kept = None;
+        if let Some(tail) = &facts.tail {
+            // What was acknowledged after the facts were saved last: in the log, home or not.
+            let end = match facts.head {
+                Some(head) => ResumeEnd::Clean(head),
+                None => ResumeEnd::Recovered,
+            };
+            match journal.resume(&facts.segments, tail, end) {
+                Ok(infos) => {
+                    kept = Some(Txid(tail.txid.0.saturating_sub(1)));
+                    if let Some(info) = infos.last().filter(|info| info.txid > facts.applied) {
+                        facts.applied = info.txid;
+                        facts.chain = info.chain;
+                    }
+                }
+                Err(error) if facts.tainted => {
+                    tracing::warn!(volume = %self.name, %error, "the log can not be resumed");
+                }
+                Err(error) => {
+                    tracing::warn!(volume = %self.name, %error, "the log can not be resumed: this copy will be compared");
+                    facts.tainted = true;
+                }
+            }
+        }
+        if let Some(recovery) = recovery
+            && let (Some(last), Some(chain)) = (recovery.last, recovery.chain)
+            && last > facts.applied
+        {
+            facts.applied = last;
+            facts.chain = chain;
+        }
+        guard::set_recover(&volume)?;
+        facts.head = None;
+        facts.stamps = Some(stamps::read_open(&volume)?);
+        facts.confirmed = facts.confirmed.max(facts.applied);
+        self.env.facts.save(&facts)?;
+        let (applied, chain, floor) = (facts.applied, facts.chain, facts.floor);
+        let generation = generation(&facts);
+        *self.facts.lock() = facts;
+        journal.confirmed_durably(applied);
+        journal.set_consumer(SELF, applied);
+        heir.attach(journal, kept.unwrap_or(applied), floor, applied);
+        journal.set_keeper(Arc::new(FollowerKeeper::new(
+            Arc::clone(&self.facts),
+            Arc::clone(&self.env.facts),
+            Arc::downgrade(journal),
+            SELF,
+            Arc::clone(heir),
+        )));
+        journal.begin_segment(generation, applied.max(journal.last_committed()).next())?;
+        journal.set_chain(chain);
+        Ok(())
+    }
+
+    /// A stream begins: the master's history holds what is here, but for what comes after `drop_after`, which is erased.
+    /// Then the log is continued, if it was opened with such transactions in it.
+    pub(super) fn settle_unconfirmed(
+        &mut self,
+        drop_after: Option<Txid>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        let Phase::Following(following) = &mut self.phase else {
+            return Ok(());
+        };
+        let keep = drop_after.unwrap_or(following.durable);
+        if keep < following.applied {
+            return Err(protocol(&format!(
+                "transactions after {keep} are to be dropped, but {} was confirmed and shown",
+                following.applied
+            )));
+        }
+        self.show(keep, out)?;
+        let Phase::Following(following) = &mut self.phase else {
+            return Ok(());
+        };
+        if let (Some(first), Some(last)) = (following.unshown.front(), following.unshown.back()) {
+            tracing::warn!(volume = %self.name, first = %first.txid, last = %last.txid,
+                "the master lost transactions before they were committed there: they are dropped here too");
+            following.journal.discard_unpublished()?;
+            following.unshown.clear();
+            following.unshown_freed = RangeSet::default();
+        }
+        following.durable = following.applied;
+        following.confirmed = following.applied;
+        if std::mem::take(&mut following.held) {
+            let (journal, heir) = (Arc::clone(&following.journal), Arc::clone(&following.heir));
+            let applied = following.applied;
+            {
+                let mut facts = self.facts.lock();
+                facts.confirmed = facts.confirmed.max(applied);
+                self.env.facts.save(&facts)?;
+            }
+            journal.confirmed_durably(applied);
+            journal.close()?;
+            self.continue_log(&journal, &heir, None)?;
+        }
+        Ok(())
+    }
+}
+
+/// The generation of the copy's newest history.
+pub(super) fn generation(facts: &Facts) -> Generation {
+    facts
+        .generations
+        .last()
+        .map_or(Generation(0), |lineage| lineage.generation)
+}
+
+/// What transactions that are not shown free.
+pub(super) fn freed<'a>(txns: impl IntoIterator<Item = &'a Transaction>) -> RangeSet {
+    let ranges = txns.into_iter().flat_map(|txn| txn.freed.iter().copied());
+    ranges.collect()
+}
