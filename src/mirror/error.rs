@@ -46,6 +46,9 @@ pub enum MirrorError {
         /// Where and what.
         detail: String,
     },
+    /// A resync can not be staged (any more): the next one goes home directly.
+    #[error("no room to stage this resync: {0}")]
+    NoStaging(String),
     /// The peer broke the protocol.
     #[error("protocol violation by the peer: {0}")]
     Protocol(String),
@@ -74,6 +77,7 @@ pub fn disk_cause(error: &MirrorError) -> Cause {
         | MirrorError::Facts(_)
         | MirrorError::LogLost(_)
         | MirrorError::Staging { .. }
+        | MirrorError::NoStaging(_)
         | MirrorError::Protocol(_) => Cause::MirrorDamaged,
     }
 }

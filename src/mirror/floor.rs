@@ -67,6 +67,8 @@ impl Heir {
                     map,
                     cracks: 0,
                     map_lost: false,
+                    todo: None,
+                    staged_at: None,
                 }),
             },
         })

@@ -10,12 +10,13 @@ mod apply;
 mod copy;
 mod log;
 mod session;
+mod staged;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use states::Cause;
+use states::{Cause, MinorCause};
 
 use crate::fs::Fs;
 use crate::io::{Clock, Random};
@@ -25,6 +26,7 @@ use crate::mirror::error::{MirrorError, disk_cause};
 use crate::mirror::floor::Heir;
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
+use crate::mirror::staging::StagingStore;
 use crate::units::{BlockNo, BlockRange, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{Copy, FactStore, Facts, Role};
@@ -77,6 +79,8 @@ pub struct Env {
     pub facts: Arc<dyn FactStore>,
     /// Keeps what other mirrors would need of this one (`floor`).
     pub maps: Arc<dyn MapStore>,
+    /// Keeps what a staged resync brings.
+    pub staging: Arc<dyn StagingStore>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Chance.
@@ -107,6 +111,15 @@ struct Copying {
     log: Vec<BlockRange>,
 }
 
+impl Copying {
+    /// Transaction `txid` came whole, as frame `seq`.
+    fn took(&mut self, seq: u64, txid: Txid) {
+        self.txid = txid;
+        self.seq = seq;
+        self.unflushed += 1;
+    }
+}
+
 /// A copy that follows the master's log.
 struct Following {
     fs: Arc<Fs>,
@@ -135,6 +148,7 @@ enum Phase {
     Idle,
     Copying(Copying),
     Following(Following),
+    Staged(Box<staged::Staged>),
 }
 
 /// One mirrored volume on the mirror's node.
@@ -149,6 +163,10 @@ pub struct Follower {
     streaming: bool,
     /// Something failed that makes what is open here useless: the next call opens it anew.
     failed: bool,
+    /// A staged resync has come whole, as this frame; the switch is to be done.
+    switching: Option<u64>,
+    /// A staged resync found no room: the next goes home directly.
+    no_staging: bool,
 }
 
 impl Follower {
@@ -170,7 +188,14 @@ impl Follower {
             current: None,
             streaming: false,
             failed: false,
+            switching: None,
+            no_staging: false,
         };
+        if follower.facts.lock().switching.is_none()
+            && let Err(error) = follower.env.staging.remove()
+        {
+            tracing::warn!(volume = %follower.name, %error, "the staging log is left behind");
+        }
         let mut outputs = Vec::new();
         if follower.volume.is_some() && follower.is_consistent() {
             follower.follow(&mut outputs)?;
@@ -190,8 +215,13 @@ impl Follower {
 
     /// The open copy, if there is one that is a state the master had.
     pub fn fs(&self) -> Option<Arc<Fs>> {
+        self.following().map(|following| Arc::clone(&following.fs))
+    }
+
+    fn following(&self) -> Option<&Following> {
         match &self.phase {
-            Phase::Following(following) => Some(Arc::clone(&following.fs)),
+            Phase::Following(following) => Some(following),
+            Phase::Staged(staged) => Some(&staged.following),
             Phase::Idle | Phase::Copying(_) => None,
         }
     }
@@ -204,35 +234,33 @@ impl Follower {
 
     /// The last transaction of the copy.
     pub fn applied(&self) -> Txid {
-        match &self.phase {
-            Phase::Copying(copying) => copying.txid,
-            Phase::Following(following) => following.applied,
-            Phase::Idle => self.facts.lock().applied,
+        match (&self.phase, self.following()) {
+            (Phase::Copying(copying), _) => copying.txid,
+            (_, Some(following)) => following.applied,
+            _ => self.facts.lock().applied,
         }
     }
 
     /// The last transaction that is whole and durable here: what a promotion would keep.
     pub fn durable(&self) -> Txid {
-        match &self.phase {
-            Phase::Following(following) => following.durable,
-            Phase::Copying(_) | Phase::Idle => self.applied(),
+        match self.following() {
+            Some(following) => following.durable,
+            None => self.applied(),
         }
     }
 
     /// The last transaction here of which the master has said that it is committed there.
     pub fn confirmed(&self) -> Txid {
-        match &self.phase {
-            Phase::Following(following) => following.confirmed.min(following.durable),
-            Phase::Copying(_) | Phase::Idle => self.applied(),
+        match self.following() {
+            Some(following) => following.confirmed.min(following.durable),
+            None => self.applied(),
         }
     }
 
     /// What is kept here for other mirrors, should this one be promoted.
     pub fn heir(&self) -> Option<Arc<Heir>> {
-        match &self.phase {
-            Phase::Following(following) => Some(Arc::clone(&following.heir)),
-            Phase::Copying(_) | Phase::Idle => None,
-        }
+        self.following()
+            .map(|following| Arc::clone(&following.heir))
     }
 
     /// Handles one frame. After an error the session is over; the next one opens anew what the error made useless.
@@ -248,7 +276,7 @@ impl Follower {
     fn note_failure<T>(&mut self, result: Result<T, MirrorError>) -> Result<T, MirrorError> {
         // A master that breaks the protocol breaks nothing here.
         if let Err(error) = &result
-            && !matches!(error, MirrorError::Protocol(_))
+            && !matches!(error, MirrorError::Protocol(_) | MirrorError::NoStaging(_))
         {
             self.failed = true;
         }
@@ -257,6 +285,7 @@ impl Follower {
 
     fn take(&mut self, message: Message, payload: Vec<u8>) -> Result<Vec<Output>, MirrorError> {
         let mut out = Vec::new();
+        self.complete_switch(&mut out)?;
         match message {
             Message::Hello {
                 version,
@@ -353,8 +382,10 @@ impl Follower {
     fn idle_into(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
         match &self.phase {
             Phase::Copying(copying) if copying.unflushed > 0 => self.flush_copy(out),
+            Phase::Staged(staged) if staged.copying.unflushed > 0 => self.flush_staged(out),
             Phase::Following(_) => self.commit(out),
-            Phase::Copying(_) | Phase::Idle => Ok(()),
+            Phase::Copying(_) | Phase::Staged(_) => Ok(()),
+            Phase::Idle => self.complete_switch(out),
         }
     }
 
@@ -362,6 +393,7 @@ impl Follower {
     pub fn disconnected(&mut self) -> Result<Vec<Output>, MirrorError> {
         self.current = None;
         self.streaming = false;
+        self.drop_staged();
         self.idle()
     }
 
@@ -375,8 +407,7 @@ impl Follower {
                 }
                 Ok(())
             }
-            Phase::Following(_) => Ok(()),
-            Phase::Idle | Phase::Copying(_) => Ok(()),
+            Phase::Following(_) | Phase::Idle | Phase::Copying(_) | Phase::Staged(_) => Ok(()),
         }
     }
 
@@ -409,6 +440,11 @@ impl Follower {
 pub fn failure(error: &MirrorError) -> Message {
     match error {
         MirrorError::Refused { cause, detail } => refused(*cause, detail.clone()),
+        MirrorError::NoStaging(detail) => Message::Refused {
+            code: MinorCause::NoStaging.to_string(),
+            detail: detail.clone(),
+            severe: false,
+        },
         MirrorError::Protocol(detail) => Message::Refused {
             code: "bad-frame".to_string(),
             detail: detail.clone(),

@@ -20,7 +20,9 @@ use states::{
 use crate::fs::Fs;
 use crate::journal::Journal;
 use crate::mirror::MirrorError;
+use crate::mirror::dirty::DirtyMap;
 use crate::mirror::hashing::Verdict;
+use crate::mirror::open::{MapStore, open_map};
 use crate::mirror::progress::Progress;
 use crate::mirror::rate::Rate;
 use crate::mirror::slot::{Slot, Slots};
@@ -60,6 +62,8 @@ pub struct MasterVolume {
     pub facts: Arc<Mutex<Facts>>,
     /// Where they are kept.
     pub store: Arc<dyn FactStore>,
+    /// Where the maps are kept.
+    pub maps: Arc<dyn MapStore>,
     /// The journal file's blocks.
     pub log: Vec<BlockRange>,
     /// The last transaction before this opening ...
@@ -75,6 +79,14 @@ impl MasterVolume {
             true => self.opened_at,
             false => txid,
         }
+    }
+
+    /// An empty map of what a staged resync of `peer` has still to send.
+    fn todo(&self, peer: &str) -> Result<DirtyMap, MirrorError> {
+        let blocks = self.volume.blocks_count();
+        let (disk, _) = open_map(&*self.maps, blocks, &format!("~todo.{peer}"))?;
+        let volume_id = self.facts.lock().volume_id;
+        Ok(DirtyMap::create(disk, volume_id, blocks)?)
     }
 
     /// Whether the log holds everything after `txid`.

@@ -215,6 +215,7 @@ pub fn open_master(
             slots: Arc::clone(&slots),
             facts,
             store: Arc::clone(&options.facts),
+            maps: Arc::clone(&options.maps),
             log,
             fork: last,
             opened_at,
@@ -254,6 +255,8 @@ fn open_slot(
         acked: known.acked,
         cracks: 0,
         map_lost,
+        todo: None,
+        staged_at: None,
     })
 }
 
@@ -293,6 +296,8 @@ impl OpenMaster {
                 cracked: false,
                 cracks: 0,
                 map_lost: false,
+                todo: None,
+                staged_at: None,
             }),
         });
         self.slots.add(&self.shared.journal, Arc::clone(&slot));

@@ -40,6 +40,11 @@ pub struct SlotState {
     pub cracks: u64,
     /// Whether `map` must not be trusted: it was damaged, or could not be written.
     pub map_lost: bool,
+    /// While a resync is staged: what of `map` is still to be sent. The mirror drops what was staged when the link is lost,
+    /// so `map` keeps everything until the switch.
+    pub todo: Option<DirtyMap>,
+    /// A staged resync was sent whole, up to this transaction; whether the mirror has switched is not known.
+    pub staged_at: Option<Txid>,
 }
 
 impl SlotState {
@@ -63,10 +68,84 @@ impl SlotState {
         Ok(())
     }
 
+    /// Records that the mirror's copy may differ in `range`, which is to be sent.
+    pub fn mark(&mut self, range: BlockRange) -> Result<(), MirrorError> {
+        self.staged_at = None;
+        if let Some(todo) = &mut self.todo {
+            todo.set(range)?;
+        }
+        Ok(self.map.set(range)?)
+    }
+
+    /// The mirror has `range` durably: at home, or in its staging log.
+    pub fn unmark(&mut self, range: BlockRange) -> Result<(), MirrorError> {
+        Ok(self.todo.as_mut().unwrap_or(&mut self.map).clear(range)?)
+    }
+
+    /// While a resync is staged, what is sent with a transaction is in the staging log only.
+    pub fn staged(&mut self, range: BlockRange) -> Result<(), MirrorError> {
+        match self.todo {
+            Some(_) => Ok(self.map.set(range)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Blocks that are still to be sent.
+    pub fn left(&self) -> u64 {
+        self.todo.as_ref().unwrap_or(&self.map).count()
+    }
+
+    /// The first run of blocks to be sent at or after `from`, at most `max` blocks long.
+    pub fn next_marked(
+        &mut self,
+        from: BlockNo,
+        max: u64,
+    ) -> Result<Option<BlockRange>, MirrorError> {
+        let map = self.todo.as_mut().unwrap_or(&mut self.map);
+        Ok(map.next_set(from, max)?)
+    }
+
+    /// A staged resync begins: everything in the map is to be sent. `todo` is an empty map.
+    pub fn begin_staged(&mut self, mut todo: DirtyMap) -> Result<(), MirrorError> {
+        let mut at = BlockNo(0);
+        while let Some(range) = self.map.next_set(at, u64::MAX)? {
+            todo.set(range)?;
+            at = range.end();
+        }
+        self.todo = Some(todo);
+        self.staged_at = None;
+        Ok(())
+    }
+
+    /// The mirror has switched to what was staged, if it was: the map is of no use any more.
+    pub fn staging_ended(&mut self) -> Result<(), MirrorError> {
+        if self.todo.take().is_some() || self.staged_at.is_some() {
+            self.map.clear(BlockRange::new(BlockNo(0), u64::MAX))?;
+        }
+        self.staged_at = None;
+        Ok(())
+    }
+
+    /// The mirror says that its copy became whole at `consistent_at`: where that is the staged resync of which nothing
+    /// more was heard, it has switched.
+    pub fn heard(&mut self, consistent_at: Txid) -> Result<(), MirrorError> {
+        self.todo = None;
+        if self.staged_at == Some(consistent_at) {
+            self.staging_ended()?;
+            self.map.retire();
+            self.map.flush()?;
+            self.cracked = false;
+        }
+        self.staged_at = None;
+        Ok(())
+    }
+
     /// A copy begins anew at `from`: what the map knew is of no use.
     pub fn reset(&mut self, journal: &Journal, id: u32, from: Txid) -> Result<(), MirrorError> {
         self.cracked = false;
         self.map_lost = false;
+        self.todo = None;
+        self.staged_at = None;
         self.acked = from;
         self.position = from;
         journal.set_consumer(id, from);
@@ -106,7 +185,7 @@ impl SlotState {
         for info in infos.iter().take_while(|info| info.txid <= through) {
             let txn = journal.load_transaction(info.txid)?;
             for range in touched(&txn) {
-                self.map.set(range)?;
+                self.mark(range)?;
             }
         }
         self.map.cover(generation, self.position, through);

@@ -34,16 +34,16 @@ const END: u32 = 3;
 const MAX_RANGES: u32 = 1 << 20;
 const MAX_PAYLOAD: u64 = 8 << 20;
 
-/// Where staging logs are kept. The node decides; never in the parts.
+/// Where the staging log of one volume is kept. The node decides; never in the parts.
 pub trait StagingStore: Send + Sync + std::fmt::Debug {
-    /// Bytes that a staging log of `volume` may have now.
-    fn room(&self, volume: &str) -> u64;
-    /// A new, empty log of at most `len` bytes; an earlier one of the volume is gone.
-    fn create(&self, volume: &str, len: u64) -> std::io::Result<Arc<dyn Disk>>;
-    /// The log that is there.
-    fn open(&self, volume: &str) -> std::io::Result<Option<Arc<dyn Disk>>>;
+    /// Bytes that it may have now.
+    fn room(&self) -> u64;
+    /// A new, empty one of at most `len` bytes; an earlier one is gone.
+    fn create(&self, len: u64) -> std::io::Result<Arc<dyn Disk>>;
+    /// The one that is there.
+    fn open(&self) -> std::io::Result<Option<Arc<dyn Disk>>>;
     /// Gives the space back. Nothing is done where there is none.
-    fn remove(&self, volume: &str) -> std::io::Result<()>;
+    fn remove(&self) -> std::io::Result<()>;
 }
 
 /// What makes a staging complete: the switch's transaction and the log that the copy goes on with.

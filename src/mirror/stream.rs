@@ -18,9 +18,10 @@ use crate::journal::{Hint, Journal, TxnInfo};
 use crate::mirror::MirrorError;
 use crate::mirror::committed::{self, Committed};
 use crate::mirror::hashing::Questions;
+use crate::mirror::ranges::RangeSet;
 use crate::mirror::rate::Rate;
 use crate::mirror::shipment::Shipment;
-use crate::mirror::slot::Slot;
+use crate::mirror::slot::{Slot, SlotState};
 use crate::units::{BlockNo, BlockRange, Generation, Txid};
 use crate::volume::Volume;
 use crate::wire::message::{MAX_STREAM_PAYLOAD, Message, Range, Touched};
@@ -215,6 +216,11 @@ impl Stream {
             .ok_or_else(|| MirrorError::Protocol("the stream has not begun".to_string()))
     }
 
+    /// Bytes of the blocks that were allocated when the stream began.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.used_blocks * self.block_size()
+    }
+
     /// Where the stream is.
     pub fn phase(&self) -> Phase {
         self.phase
@@ -228,7 +234,7 @@ impl Stream {
     /// Bytes that the mirror still lacks, as far as the phase can tell.
     pub fn bytes_to_go(&self) -> u64 {
         let block_size = self.block_size();
-        let marked = self.slot.state.lock().map.count() * block_size;
+        let marked = self.slot.state.lock().left() * block_size;
         match self.phase {
             Phase::Copy {
                 cursor,
@@ -340,7 +346,7 @@ impl Stream {
             self.in_flight_bytes -= frame.bytes;
             if current {
                 for range in frame.clears {
-                    state.map.clear(range)?;
+                    state.unmark(range)?;
                 }
             }
         }
@@ -354,7 +360,7 @@ impl Stream {
             Phase::Ending { seq: ending } if current && consistent && seq >= ending => {}
             _ => return Ok(Acked::Progress),
         }
-        if state.map.count() > 0 {
+        if state.left() > 0 {
             // Something was marked since the last pass began; it gets another one.
             self.phase = Phase::Copy {
                 cursor: BlockNo(0),
@@ -362,6 +368,7 @@ impl Stream {
             };
             return Ok(Acked::Progress);
         }
+        state.staging_ended()?;
         state.settle(&self.journal, self.slot.id, self.generation)?;
         state.map.retire();
         state.map.flush()?;
@@ -473,8 +480,9 @@ impl Stream {
                 if !first {
                     let mut state = self.slot.state.lock();
                     for range in beyond.iter() {
-                        state.map.set(range)?;
+                        state.mark(range)?;
                     }
+                    stage(&mut state, &shipment)?;
                 }
                 shipment.hints.clear();
             }
@@ -482,11 +490,12 @@ impl Stream {
                 let beyond = shipment.cut(BlockNo(0));
                 let mut state = self.slot.state.lock();
                 for range in beyond.iter() {
-                    state.map.set(range)?;
+                    state.mark(range)?;
                 }
                 shipment.hints.clear();
             }
-            Phase::Draining { .. } | Phase::Ending { .. } | Phase::Sequencing => {}
+            Phase::Draining { .. } => stage(&mut self.slot.state.lock(), &shipment)?,
+            Phase::Ending { .. } | Phase::Sequencing => {}
         }
         let block_size = self.block_size() as usize;
         let journal = Arc::clone(&self.journal);
@@ -593,7 +602,7 @@ impl Stream {
         if matches!(self.phase, Phase::Compare { .. }) {
             let mut state = self.slot.state.lock();
             for range in differing {
-                state.map.set(range)?;
+                state.mark(range)?;
             }
         } else {
             self.questions.report(differing);
@@ -612,6 +621,12 @@ impl Stream {
         let chain = committed::chain_at(&self.journal, self.sent);
         let seq = self.next_seq(0, Vec::new());
         self.phase = Phase::Ending { seq };
+        {
+            let mut state = self.slot.state.lock();
+            if state.todo.is_some() && state.left() == 0 {
+                state.staged_at = Some(self.sent);
+            }
+        }
         let end = Message::CopyEnd {
             seq,
             consistent_at: self.sent.0,
@@ -620,6 +635,23 @@ impl Stream {
         };
         Ok(Some((end, superblock)))
     }
+}
+
+/// What goes out with a transaction while a resync is staged is not at the mirror's home yet.
+fn stage(state: &mut SlotState, shipment: &Shipment) -> Result<(), MirrorError> {
+    if state.todo.is_some() {
+        let images = shipment
+            .images
+            .keys()
+            .map(|block| BlockRange::new(*block, 1));
+        let ranges = images
+            .chain(shipment.fresh.iter())
+            .chain(shipment.zeroed.iter());
+        for range in ranges.collect::<RangeSet>().iter() {
+            state.staged(range)?;
+        }
+    }
+    Ok(())
 }
 
 fn hint_to_wire(hint: &Hint) -> Touched {

@@ -57,6 +57,9 @@ pub struct Config {
     /// Directory in which mirrors' parts are made, as `VOLUME/part0`, `VOLUME/part1`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<PathBuf>,
+    /// Directory for what staged resyncs bring, instead of the state directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging: Option<PathBuf>,
     /// Devices or files offered to the mirror of a volume, instead of the store: one for each part, in order.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, Vec<PathBuf>>,
@@ -107,6 +110,7 @@ impl Config {
             name: name.to_owned(),
             listen: listen.to_owned(),
             store,
+            staging: None,
             devices: BTreeMap::new(),
             commit_interval_ms: commit_interval_ms(),
             peer_timeout_s: peer_timeout_s(),
@@ -164,6 +168,8 @@ impl Config {
              listen = {}\n\n\
              # Mirrors of other nodes' volumes are made here, as VOLUME/part0, VOLUME/part1, ...\n\
              {store}\n\n\
+             # What a resync brings is kept here until all of it has come, instead of the state directory.\n\
+             # staging = \"/srv/lockstep-staging\"\n\n\
              # The values below are the defaults.\n\
              # commit_interval_ms = {}\n\
              # peer_timeout_s = {}\n\
@@ -203,6 +209,9 @@ impl Config {
         }
         if self.store.as_ref().is_some_and(|s| !s.is_absolute()) {
             return value("store", format!("{:?}", self.store), "an absolute path");
+        }
+        if self.staging.as_ref().is_some_and(|s| !s.is_absolute()) {
+            return value("staging", format!("{:?}", self.staging), "an absolute path");
         }
         for paths in self.devices.values() {
             if paths.is_empty() || paths.iter().any(|p| !p.is_absolute()) {

@@ -12,6 +12,7 @@ use super::mounts::Offer;
 use super::protocol::MirrorStatus;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
+use super::staging::StagingFile;
 use super::stores::{MapFiles, MirrorParts};
 use super::timer::Timer;
 use super::volumes::chain;
@@ -84,6 +85,7 @@ impl Follow {
             parts: Arc::new(MirrorParts::new(node, master)),
             facts: store,
             maps: Arc::new(MapFiles::new(&dir)),
+            staging: Arc::new(StagingFile::of(node, name)),
             clock: node.clock.clone(),
             random: node.random.clone(),
             cache_bytes: node.cache_bytes(),

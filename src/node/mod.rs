@@ -5,6 +5,7 @@
 
 pub mod refusal;
 
+mod staging;
 pub mod state_dir;
 
 pub mod config;

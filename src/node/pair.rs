@@ -7,6 +7,7 @@
 
 mod tree;
 
+use super::staging::StagingFile;
 use super::stores::MapFiles;
 use crate::fs::FsError;
 use crate::io::file::{SystemClock, SystemRandom};
@@ -181,6 +182,7 @@ impl Pair {
             parts: Arc::new(MirrorPart(dir.join("beta.img"))),
             facts: Arc::new(FactFile::new(dir.join("beta.facts"))),
             maps: Arc::new(MapFiles::new(dir)),
+            staging: Arc::new(StagingFile::at(dir.join("beta.staging"))),
             clock: clock.clone(),
             random,
             cache_bytes: CACHE_BYTES,

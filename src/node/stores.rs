@@ -39,11 +39,13 @@ impl MapFiles {
 
     /// Removes the map of a mirror that is no more.
     pub fn remove(&self, peer: &str) {
-        match std::fs::remove_file(self.path(peer)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("{}: {e}", self.path(peer).display());
+        for path in [self.path(peer), self.path(&format!("~todo.{peer}"))] {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!("{}: {e}", path.display());
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 }

@@ -59,6 +59,9 @@ pub struct Facts {
     /// The lowest transaction confirmed by every mirror, as the master last said; the log is kept from here on.
     #[serde(with = "json::number", default)]
     pub floor: Txid,
+    /// A staged resync is whole, and is being brought home: the copy is neither the old state nor the new one.
+    #[serde(default)]
+    pub switching: Option<Switch>,
     /// Chain hash at `applied`.
     #[serde(with = "json::hex64")]
     pub chain: u64,
@@ -87,6 +90,7 @@ impl Facts {
             applied: Txid(0),
             confirmed: Txid(0),
             floor: Txid(0),
+            switching: None,
             chain: 0,
             tainted: false,
             peers: BTreeMap::new(),
@@ -172,6 +176,24 @@ pub struct OutsideStamps {
     pub journal_sequence: u32,
     /// Change time of each part, in ns since 1970; `None` for devices.
     pub ctimes: Vec<Option<i128>>,
+}
+
+/// What a copy becomes once its staging log is brought home.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Switch {
+    /// The random id of the staging log.
+    #[serde(with = "json::hex")]
+    pub staging: u128,
+    /// The history that comes with it.
+    pub generations: Vec<Lineage>,
+    /// The transaction that the copy is at then.
+    #[serde(with = "json::number")]
+    pub consistent_at: Txid,
+    /// Chain hash at it.
+    #[serde(with = "json::hex64")]
+    pub chain: u64,
+    /// The log keeps its place: nothing is laid over its blocks.
+    pub keep_log: bool,
 }
 
 /// How much of the volume a copy has.

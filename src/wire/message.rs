@@ -72,6 +72,8 @@ pub struct History {
     pub consistent_at: u64,
     /// Changed from outside since it was last closed.
     pub tainted: bool,
+    /// Bytes that a staged resync may take there; 0 where it can not be staged.
+    pub staging_room: u64,
     /// The transaction chain hash at `durable`.
     pub chain: u64,
     /// Blocks that it knows to differ from its own history (0 while nothing was kept aside).
@@ -86,8 +88,13 @@ pub enum Mode {
         /// First block to be copied.
         cursor: u64,
     },
-    /// A complete copy of which some blocks are replaced.
+    /// A complete copy of which some blocks are replaced, at home.
     OutOfSync,
+    /// The same, but kept outside the parts until it is whole: the copy stays what it was meanwhile.
+    Staged {
+        /// Bytes that are expected.
+        bytes: u64,
+    },
     /// Nothing but transactions.
     InSync,
 }

@@ -149,6 +149,8 @@ spelled! {
         BufferBusy = "buffer-busy",
         /// A read or write failed that may succeed next time.
         TransientIo = "transient-io",
+        /// The mirror's node has no room, or no room left, to stage a resync.
+        NoStaging = "no-staging",
     }
 }
 
@@ -164,6 +166,7 @@ impl MinorCause {
             }
             MinorCause::BufferBusy => "The master's log could not register the mirror just now.",
             MinorCause::TransientIo => "A read or a write failed in a way that may pass.",
+            MinorCause::NoStaging => "The mirror's node has no room to stage this resync.",
         }
     }
 
@@ -187,6 +190,9 @@ impl MinorCause {
             }
             MinorCause::TransientIo => {
                 "None is needed; if it lasts, look at the kernel's log on both nodes."
+            }
+            MinorCause::NoStaging => {
+                "None is needed: the next resync goes home directly; to have it staged, make room where `staging` in lockstep.toml points."
             }
         }
     }

@@ -6,3 +6,4 @@ mod world;
 mod basic;
 
 mod random;
+mod staged;

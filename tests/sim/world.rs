@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
@@ -12,6 +12,7 @@ use lockstepfs::mirror::follower::{Env, Follower, Output, PartStore, failure};
 use lockstepfs::mirror::master::{Action, Mirror, Request};
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::rate::Rate;
+use lockstepfs::mirror::staging::StagingStore;
 use lockstepfs::units::{BlockNo, BlockRange};
 use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{Copy, FactStore, Facts, MemoryFacts, Role};
@@ -46,6 +47,31 @@ impl Maps {
         for disk in self.disks.lock().values() {
             disk.crash(Survivors::Random(random));
         }
+    }
+}
+
+/// A staging log on a simulated disk.
+#[derive(Debug)]
+pub struct Staging {
+    pub room: AtomicU64,
+    disk: Mutex<Option<Arc<SimDisk>>>,
+}
+
+impl StagingStore for Staging {
+    fn room(&self) -> u64 {
+        self.room.load(Ordering::Relaxed)
+    }
+    fn create(&self, len: u64) -> std::io::Result<Arc<dyn Disk>> {
+        let disk = Arc::new(SimDisk::named("staging", len));
+        *self.disk.lock() = Some(Arc::clone(&disk));
+        Ok(disk)
+    }
+    fn open(&self) -> std::io::Result<Option<Arc<dyn Disk>>> {
+        Ok(self.disk.lock().clone().map(|disk| disk as Arc<dyn Disk>))
+    }
+    fn remove(&self) -> std::io::Result<()> {
+        *self.disk.lock() = None;
+        Ok(())
     }
 }
 
@@ -126,6 +152,7 @@ pub struct World {
     pub mirror_parts: Arc<Parts>,
     pub mirror_facts: Arc<MemoryFacts>,
     pub mirror_maps: Arc<Maps>,
+    pub staging: Arc<Staging>,
     pub master: Option<OpenMaster>,
     pub mirror: Option<Mirror>,
     pub follower: Option<Follower>,
@@ -174,6 +201,10 @@ impl World {
             }),
             mirror_facts: Arc::new(MemoryFacts::new()),
             mirror_maps: Arc::new(Maps::default()),
+            staging: Arc::new(Staging {
+                room: AtomicU64::new(u64::MAX),
+                disk: Mutex::new(None),
+            }),
             master: None,
             mirror: None,
             follower: None,
@@ -240,6 +271,7 @@ impl World {
             parts: Arc::clone(&self.mirror_parts) as Arc<dyn PartStore>,
             facts: Arc::clone(&self.mirror_facts) as Arc<dyn FactStore>,
             maps: Arc::clone(&self.mirror_maps) as Arc<dyn MapStore>,
+            staging: Arc::clone(&self.staging) as Arc<dyn StagingStore>,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             random: Arc::new(self.random.fork()),
             cache_bytes: 8 << 20,
@@ -297,6 +329,9 @@ impl World {
         self.mirror_parts
             .disk
             .crash(Survivors::Random(&self.random));
+        if let Some(disk) = &*self.staging.disk.lock() {
+            disk.crash(Survivors::Random(&self.random));
+        }
     }
 
     fn lose_link(&mut self) {

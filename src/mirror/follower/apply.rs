@@ -31,6 +31,7 @@ impl Follower {
     ) -> Result<(), MirrorError> {
         let before = match (&self.phase, self.streaming) {
             (Phase::Copying(copying), true) => copying.txid,
+            (Phase::Staged(staged), true) => staged.copying.txid,
             (Phase::Following(following), true) => following
                 .pending
                 .last()
@@ -72,6 +73,17 @@ impl Follower {
         if payload.len() != blocks.len() * block_size {
             return Err(protocol("blocks and bytes of a transaction do not match"));
         }
+        if matches!(self.phase, Phase::Staged(_)) {
+            self.current()?;
+            let ranges: Vec<Range> = blocks
+                .iter()
+                .map(|start| Range {
+                    start: *start,
+                    len: 1,
+                })
+                .collect();
+            return self.stage(&ranges, payload);
+        }
         let guarded = matches!(self.phase, Phase::Copying(_));
         for (block, bytes) in blocks.iter().zip(payload.chunks_exact(block_size)) {
             let range = self.checked(Range {
@@ -100,6 +112,10 @@ impl Follower {
         payload: &[u8],
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
+        if matches!(self.phase, Phase::Staged(_)) {
+            self.current()?;
+            return self.stage(ranges, payload);
+        }
         let following = matches!(self.phase, Phase::Following(_));
         for range in ranges {
             let range = self.checked(*range)?;
@@ -163,15 +179,22 @@ impl Follower {
             .filter(|current| current.last == last)
             .ok_or_else(|| protocol("the end of a transaction that did not begin"))?;
         let volume = self.volume()?;
-        for range in &current.zeroed {
-            self.settle_before(*range, out)?;
-            volume.zero(*range)?;
+        if matches!(self.phase, Phase::Staged(_)) {
+            let zeroed: Vec<Range> = current.zeroed.iter().map(|range| (*range).into()).collect();
+            self.stage(&zeroed, &[])?;
+        } else {
+            for range in &current.zeroed {
+                self.settle_before(*range, out)?;
+                volume.zero(*range)?;
+            }
         }
         match &mut self.phase {
             Phase::Copying(copying) => {
-                copying.txid = last;
-                copying.seq = seq;
-                copying.unflushed += 1;
+                copying.took(seq, last);
+                Ok(())
+            }
+            Phase::Staged(staged) => {
+                staged.copying.took(seq, last);
                 Ok(())
             }
             Phase::Following(following) => {
@@ -329,14 +352,14 @@ impl Follower {
             return Err(protocol("a question about too many blocks"));
         }
         let block_size = u64::from(volume.block_size());
-        let hashes = match &self.phase {
-            Phase::Following(following) => hash_blocks(&ranges, block_size, |start, buf| {
+        let hashes = match self.following() {
+            Some(following) => hash_blocks(&ranges, block_size, |start, buf| {
                 following
                     .journal
                     .read(start, buf)
                     .map_err(MirrorError::from)
             })?,
-            Phase::Idle | Phase::Copying(_) => hash_blocks(&ranges, block_size, |start, buf| {
+            None => hash_blocks(&ranges, block_size, |start, buf| {
                 volume.read(start, buf).map_err(MirrorError::from)
             })?,
         };

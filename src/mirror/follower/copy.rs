@@ -2,9 +2,10 @@
 
 use super::{Copying, FLUSH_BYTES, Follower, Output, Phase, protocol};
 use crate::mirror::floor::Heir;
+use crate::mirror::staging::End;
 use crate::mirror::{MirrorError, guard};
 use crate::units::{BlockNo, BlockRange, Txid};
-use crate::volume::facts::Copy;
+use crate::volume::facts::{Copy, Lineage};
 use crate::wire::message::{Message, Range};
 
 impl Follower {
@@ -52,6 +53,9 @@ impl Follower {
         payload: &[u8],
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
+        if matches!(self.phase, Phase::Staged(_)) && self.streaming {
+            return self.stage_bulk(seq, data, zero, cursor, payload, out);
+        }
         self.copying()?;
         let volume = self.volume()?;
         self.write_ranges(data, payload, true)?;
@@ -132,7 +136,15 @@ impl Follower {
         journal_superblock: &[u8],
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
-        if self.copying()?.txid > consistent_at {
+        let staged = match &self.phase {
+            Phase::Staged(staged) if self.streaming => Some(staged.copying.txid),
+            _ => None,
+        };
+        let txid = match staged {
+            Some(txid) => txid,
+            None => self.copying()?.txid,
+        };
+        if txid > consistent_at {
             return Err(protocol(
                 "a copy that is consistent before what it has applied",
             ));
@@ -142,41 +154,25 @@ impl Follower {
             .iter()
             .map(|range| self.checked(*range))
             .collect::<Result<Vec<_>, _>>()?;
-        let first = *log
-            .first()
-            .ok_or_else(|| protocol("a journal without blocks"))?;
+        if log.is_empty() {
+            return Err(protocol("a journal without blocks"));
+        }
         if journal_superblock.len() != volume.block_size() as usize {
             return Err(protocol("a journal superblock that is not one block"));
         }
+        if staged.is_some() {
+            let end = End {
+                consistent_at,
+                log,
+                journal_superblock: journal_superblock.to_vec(),
+            };
+            return self.switch(seq, &end, chain, out);
+        }
         if self.copying()?.log != log {
-            // No block of an earlier life of these parts may ever pass for one of the new log's.
-            for range in &log {
-                volume.zero(*range)?;
-                match volume.preallocate(*range) {
-                    // A store without fallocate: the log's blocks come into being as they are written.
-                    Err(error) if error.is_unsupported() => {}
-                    other => other?,
-                }
-            }
-            volume.write(first.start, journal_superblock)?;
+            self.begin_log(&log, journal_superblock)?;
         }
         volume.flush()?;
-        {
-            let facts = self.facts.lock().clone();
-            Heir::open(&*self.env.maps, &facts, volume.blocks_count())?.forget()?;
-        }
-        {
-            let mut facts = self.facts.lock();
-            facts.copy = Copy::Complete;
-            facts.consistent_at = consistent_at;
-            facts.applied = consistent_at;
-            facts.high_txid = facts.high_txid.max(consistent_at);
-            facts.chain = chain;
-            facts.confirmed = consistent_at;
-            facts.tainted = false;
-            self.env.facts.save(&facts)?;
-        }
-        guard::lower(&volume)?;
+        self.became_complete(consistent_at, chain, None)?;
         self.phase = Phase::Idle;
         self.follow(out)?;
         if let Phase::Following(following) = &mut self.phase {
@@ -192,5 +188,61 @@ impl Follower {
             Vec::new(),
         ));
         Ok(())
+    }
+
+    /// Lays an empty log over the blocks of `log`: no block of an earlier life of these parts may ever pass for one of its.
+    pub(super) fn begin_log(
+        &self,
+        log: &[BlockRange],
+        journal_superblock: &[u8],
+    ) -> Result<(), MirrorError> {
+        let volume = self.volume()?;
+        for range in log {
+            volume.zero(*range)?;
+            match volume.preallocate(*range) {
+                // A store without fallocate: the log's blocks come into being as they are written.
+                Err(error) if error.is_unsupported() => {}
+                other => other?,
+            }
+        }
+        if let Some(first) = log.first() {
+            volume.write(first.start, journal_superblock)?;
+        }
+        Ok(())
+    }
+
+    /// Everything is home and durable: the copy is the master's state as of `consistent_at`. The facts say so, then the
+    /// guard goes. `generations`: the history that came with it, where the facts do not have it yet.
+    pub(super) fn became_complete(
+        &mut self,
+        consistent_at: Txid,
+        chain: u64,
+        generations: Option<Vec<Lineage>>,
+    ) -> Result<(), MirrorError> {
+        let volume = self.volume()?;
+        {
+            let facts = self.facts.lock().clone();
+            Heir::open(&*self.env.maps, &facts, volume.blocks_count())?.forget()?;
+        }
+        {
+            let mut facts = self.facts.lock();
+            if let Some(generations) = generations {
+                facts.generations = generations;
+                facts.stamps = None;
+                facts.tail = None;
+                facts.segments.clear();
+                facts.head = None;
+                facts.switching = None;
+            }
+            facts.copy = Copy::Complete;
+            facts.consistent_at = consistent_at;
+            facts.applied = consistent_at;
+            facts.high_txid = facts.high_txid.max(consistent_at);
+            facts.chain = chain;
+            facts.confirmed = consistent_at;
+            facts.tainted = false;
+            self.env.facts.save(&facts)?;
+        }
+        guard::lower(&volume)
     }
 }

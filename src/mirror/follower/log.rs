@@ -22,6 +22,7 @@ impl Follower {
     /// confirmed stays in the log, as after a power cut.
     pub fn close(&mut self) -> Result<Vec<Output>, MirrorError> {
         self.current = None;
+        self.drop_staged();
         let mut out = Vec::new();
         self.idle_into(&mut out)?;
         if let Phase::Following(following) = &self.phase
@@ -64,6 +65,7 @@ impl Follower {
     /// confirmed are kept back.
     pub(super) fn follow(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
         let volume = self.volume()?;
+        self.finish_switch()?;
         // A power cut between the facts and the guard: the facts were first.
         guard::lower_if_raised(&volume)?;
         let mut facts = self.facts.lock().clone();

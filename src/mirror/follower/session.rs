@@ -26,7 +26,7 @@ impl Follower {
     ) {
         if std::mem::take(&mut self.failed) {
             // Whoever mended the disk asks again: the parts are opened anew, and the log is recovered.
-            if matches!(self.phase, Phase::Following(_)) {
+            if self.following().is_some() {
                 out.push(Output::Withdraw);
             }
             self.phase = Phase::Idle;
@@ -109,11 +109,9 @@ impl Follower {
 
     pub(super) fn history(&self) -> History {
         let (applied, durable, confirmed) = (self.applied(), self.durable(), self.confirmed());
+        let staging_room = self.staging_room();
         let facts = self.facts.lock();
-        let chain = match &self.phase {
-            Phase::Following(following) => Some(following.journal.chain()),
-            Phase::Idle | Phase::Copying(_) => None,
-        };
+        let chain = self.following().map(|following| following.journal.chain());
         History {
             volume_id: facts.volume_id,
             generations: facts
@@ -138,6 +136,7 @@ impl Follower {
             consistent_at: facts.consistent_at.0,
             tainted: facts.tainted,
             chain: chain.unwrap_or(facts.chain),
+            staging_room,
             dirty_blocks: 0,
         }
     }
@@ -159,7 +158,8 @@ impl Follower {
         self.idle_into(out)?;
         self.settle_unconfirmed(drop_after, out)?;
         let volume = self.volume()?;
-        if superblock.len() != 1024 && mode != Mode::InSync {
+        let home = matches!(mode, Mode::Replicate { .. } | Mode::OutOfSync);
+        if superblock.len() != 1024 && home {
             return Err(protocol("a copy begins with the superblock's 1024 bytes"));
         }
         let lineage: Vec<Lineage> = generations
@@ -186,6 +186,7 @@ impl Follower {
                     self.env.facts.save(&facts)?;
                 }
             }
+            Mode::Staged { bytes } => self.begin_staged(lineage, from, bytes)?,
             Mode::Replicate { .. } | Mode::OutOfSync => {
                 let was_open = matches!(self.phase, Phase::Following(_));
                 let log = self.stop_following()?;

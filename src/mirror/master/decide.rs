@@ -7,6 +7,7 @@ use states::reconnect::{self, Conflict, CopyFrom, Decision, Outcome, Repair};
 use states::{Decided, Event};
 
 use super::{Action, Mirror};
+use crate::mirror::MirrorError;
 use crate::mirror::committed::chain_at;
 use crate::mirror::stream::Phase;
 use crate::units::{BlockNo, Txid};
@@ -14,6 +15,10 @@ use crate::wire::message::{CopyState, Fork, History, Message, Mode};
 
 impl Mirror {
     pub(super) fn decide(&mut self, history: History, now: Duration, out: &mut Vec<Action>) {
+        let heard = self.slot.state.lock().heard(Txid(history.consistent_at));
+        if let Err(error) = heard {
+            return self.failed(error, now, out);
+        }
         let outcome = self.compare(&history);
         tracing::info!(volume = %self.shared.name, peer = %self.peer, "{outcome}: {:?}", outcome.decision);
         self.detail = match outcome.decision {
@@ -220,12 +225,39 @@ impl Mirror {
                 (phase, from)
             }
         };
-        self.truth.consistent_at = u64::MAX;
         let compare = matches!(phase, Phase::Compare { .. });
+        self.truth.consistent_at = u64::MAX;
         if let Err(error) = self.stream.begin(phase, self.shared.log_position(from)) {
             return self.failed(error, now, out);
         }
-        self.begin(Mode::OutOfSync, from, compare, out);
+        let mode = match self.stage(compare) {
+            Ok(mode) => mode,
+            Err(error) => return self.failed(error, now, out),
+        };
+        self.begin(mode, from, compare, out);
+    }
+
+    /// Whether the resync is staged: where the mirror has a copy worth keeping, and room.
+    fn stage(&mut self, compare: bool) -> Result<Mode, MirrorError> {
+        let Some(their) = &self.their else {
+            return Ok(Mode::OutOfSync);
+        };
+        let mut state = self.slot.state.lock();
+        let left = state.left() * u64::from(self.shared.volume.block_size());
+        let bytes = match compare {
+            true => self.stream.allocated_bytes(),
+            false => left,
+        };
+        let whole = their.copy == CopyState::Complete && their.consistent_at <= their.applied;
+        if !whole || their.tainted || their.staging_room < bytes {
+            let room = their.staging_room;
+            tracing::info!(volume = %self.shared.name, peer = %self.peer, whole, room, bytes,
+                "this resync goes home directly");
+            return Ok(Mode::OutOfSync);
+        }
+        let todo = self.shared.todo(&self.peer)?;
+        state.begin_staged(todo)?;
+        Ok(Mode::Staged { bytes })
     }
 
     pub(super) fn begin_sequencing(&mut self, now: Duration, out: &mut Vec<Action>) {

@@ -16,9 +16,7 @@ impl Mirror {
         let committed = self.shared.journal.last_committed();
         let bytes_to_go = match self.streaming {
             true => self.stream.bytes_to_go(),
-            false => {
-                self.slot.state.lock().map.count() * u64::from(self.shared.volume.block_size())
-            }
+            false => self.slot.state.lock().left() * u64::from(self.shared.volume.block_size()),
         };
         let rate = self.progress.rate();
         Status {

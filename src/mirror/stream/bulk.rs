@@ -90,7 +90,7 @@ impl Stream {
             .flat_map(|frame| &frame.clears)
             .map(|range| range.len)
             .sum();
-        let marked = self.slot.state.lock().map.count();
+        let marked = self.slot.state.lock().left();
         self.phase = match marked > under_way {
             true => Phase::Copy {
                 cursor: BlockNo(0),
@@ -150,7 +150,7 @@ impl Stream {
         {
             let mut state = self.slot.state.lock();
             while count < room {
-                match state.map.next_set(at, room - count)? {
+                match state.next_marked(at, room - count)? {
                     Some(range) => {
                         count += range.len;
                         at = range.end();

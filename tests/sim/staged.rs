@@ -1,0 +1,141 @@
+//! A staged resync: the copy stays what it was until one switch, wherever that is cut.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lockstepfs::fs::New;
+use lockstepfs::io::sim::Fault;
+use lockstepfs::mirror::master::Request;
+use lockstepfs::units::Ino;
+use states::State;
+
+use crate::world::World;
+
+const ROOT: Ino = Ino(2);
+const MIB: usize = 1 << 20;
+
+/// A mirror that cracked while it was paused: 12 MiB of a file were overwritten, and it goes on now.
+fn cracked(seed: u64) -> World {
+    let mut world = World::new(seed, 8 << 20);
+    let new = New {
+        mode: 0o100644,
+        ..New::default()
+    };
+    let ino = world.fs().create(ROOT, b"f", &new).unwrap().ino;
+    world.fs().write(ino, 0, &vec![1; 16 * MIB]).unwrap();
+    world.create_mirror();
+    world.settle();
+    world.request(Request::Pause);
+    for n in 0..12 {
+        world.fs().write(ino, n << 20, &vec![2; MIB]).unwrap();
+        world.fs().sync().unwrap();
+        world.step();
+    }
+    assert!(world.mirror.as_ref().unwrap().status(world.now()).cracked);
+    world.request(Request::Continue);
+    world.until(State::OutOfSync);
+    world
+}
+
+/// What the mirror shows of the file: one byte a MiB, which are all alike in a state that the master had.
+fn shown(world: &World) -> Option<Vec<u8>> {
+    let fs = world.follower.as_ref()?.fs()?;
+    let attr = fs.lookup(ROOT, b"f").unwrap();
+    let byte = |n: u64| {
+        let mut byte = [0];
+        fs.read(attr.ino, attr.generation, n << 20, &mut byte)
+            .unwrap();
+        byte[0]
+    };
+    Some((0..12).map(byte).collect())
+}
+
+fn bulk(world: &World) -> u64 {
+    let status = world.mirror.as_ref().unwrap().status(world.now());
+    status.bytes_bulk
+}
+
+#[test]
+fn the_old_state_is_readable_until_the_new_one_is() {
+    let mut world = cracked(41);
+    let withdrawn = world.withdrawn;
+    let before = bulk(&world);
+    let mut seen = 0;
+    while world.state() == State::OutOfSync {
+        if world.withdrawn == withdrawn {
+            assert_eq!(shown(&world).unwrap(), [1; 12]);
+            seen += 1;
+        }
+        world.step();
+    }
+    assert!(seen > 10, "looked {seen} times");
+    world.settle();
+    world.assert_equal();
+    assert_eq!(shown(&world).unwrap(), [2; 12]);
+    assert!(bulk(&world) - before < 13 << 20);
+}
+
+#[test]
+fn a_lost_link_leaves_the_old_state_and_the_next_resync_brings_all() {
+    for steps in (0..80).step_by(9) {
+        let mut world = cracked(42);
+        for _ in 0..steps {
+            world.step();
+        }
+        world.cut_link();
+        if let Some(shown) = shown(&world) {
+            assert!(shown == [1; 12] || shown == [2; 12], "{shown:?}");
+        }
+        world.cut = false;
+        world.settle();
+        world.assert_equal();
+    }
+}
+
+#[test]
+fn without_room_it_goes_home_directly() {
+    let mut world = cracked(44);
+    // The room is gone when it is to be used: this session ends, the next one goes home.
+    world.cut_link();
+    world.staging.room.store(0, Ordering::Relaxed);
+    world.cut = false;
+    world.until(State::OutOfSync);
+    for _ in 0..8 {
+        world.step();
+    }
+    assert!(
+        shown(&world).is_none(),
+        "it is not consistent, and not shown"
+    );
+    world.settle();
+    world.assert_equal();
+}
+
+#[test]
+fn the_switch_may_be_cut_at_any_write() {
+    let mut cuts = 0;
+    for writes in 0.. {
+        let mut world = cracked(45);
+        let disk = Arc::clone(&world.mirror_parts.disk);
+        // Nothing goes to the parts before the switch.
+        disk.inject(Fault::WritesAfter(writes));
+        while world.state() == State::OutOfSync {
+            world.step();
+        }
+        if world.state() == State::InSync {
+            break;
+        }
+        cuts += 1;
+        world.crash_mirror();
+        disk.heal();
+        world.start_mirror();
+        let shown = shown(&world).expect("old or new, but a state that the master had");
+        assert!(shown == [1; 12] || shown == [2; 12], "{writes}: {shown:?}");
+        if world.state() == State::Error {
+            world.request(Request::Restart);
+        }
+        world.settle();
+        world.assert_equal();
+    }
+    assert!(cuts > 5, "{cuts} cuts");
+}
