@@ -3,6 +3,7 @@
 //! Owns the names of commands and options. Never does anything. A test compares the man pages with it.
 
 use super::size::{parse_rate, parse_size};
+use crate::node::protocol::Repair;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -72,7 +73,7 @@ pub enum Command {
     /// Compare a volume with its mirrors, block by block, at one transaction.
     ///
     /// All allocated blocks outside the journal are compared by checksum. Exits with 0 when they are equal and with 6
-    /// when they differ; the ranges that differ are named.
+    /// when they differ; what differs is named: files and bytes of them.
     Verify(VerifyArgs),
     /// Show everything on this machine: two nodes, a volume, its mirror, failures and their recovery.
     ///
@@ -368,6 +369,12 @@ pub struct VerifyArgs {
     /// Only the mirror on this peer; all mirrors unless given.
     #[arg(value_name = "PEER")]
     pub peer: Option<String>,
+    /// Repair what differs: the mirror's copy unless the master's is named.
+    #[arg(long, value_name = "COPY", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "mirror")]
+    pub repair: Option<Repair>,
+    /// Read no faster than this many bytes a second.
+    #[arg(long, value_name = "BYTES_PER_S", value_parser = parse_rate)]
+    pub rate: Option<u64>,
 }
 
 /// `lockstep demo`

@@ -311,6 +311,8 @@ pub fn verify(state: &StateDir, args: &VerifyArgs) -> Result<Exit, Failed> {
     let request = Request::Verify {
         name: args.name.clone(),
         peer: args.peer.clone(),
+        repair: args.repair,
+        rate: args.rate,
     };
     ask(state, &request)?.finish(|found| say(found.as_str().unwrap_or_default()))?;
     Ok(Exit::Ok)

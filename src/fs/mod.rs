@@ -42,6 +42,7 @@ mod namei;
 mod open;
 mod read;
 mod rename;
+mod restore;
 mod running;
 mod setattr;
 mod space;
@@ -68,6 +69,7 @@ pub use open::{
     FsOptions, FsRole, How, Opened, block_size_of, journal_map, open_volume, read_superblock,
     set_recover,
 };
+pub use restore::Restored;
 pub use write::WriteFor;
 
 use crate::io::{Clock, Random};

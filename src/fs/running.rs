@@ -58,6 +58,13 @@ impl Running {
         self.since.is_none()
     }
 
+    /// Whether it gives `block` other contents, or another use.
+    pub fn changes(&self, block: BlockNo) -> bool {
+        let refs = self.refs.iter().map(|reference| &reference.range);
+        let mut ranges = refs.chain(&self.zeroed).chain(&self.freed);
+        self.images.contains_key(&block) || ranges.any(|range| range.contains(block))
+    }
+
     /// Blocks it will take in a log with blocks of `block_size` bytes, estimated from above.
     pub fn log_blocks(&self, block_size: usize) -> usize {
         let payload = self.refs.len() * 24

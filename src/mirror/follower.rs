@@ -344,6 +344,7 @@ impl Follower {
                 log,
             } => self.copy_end(seq, Txid(consistent_at), chain, &log, &payload, &mut out)?,
             Message::Hash { id, ranges } => self.hash(id, &ranges, &mut out)?,
+            Message::Fetch { id, ranges } => self.fetch(id, &ranges, &mut out)?,
             Message::Status(status) => {
                 self.floor(Txid(status.floor));
                 out.push(Output::Status(status));
@@ -362,7 +363,8 @@ impl Follower {
             | Message::History(_)
             | Message::Ready
             | Message::Ack { .. }
-            | Message::Hashes { .. } => {
+            | Message::Hashes { .. }
+            | Message::Fetched { .. } => {
                 return Err(MirrorError::Protocol(
                     "a message that only a mirror sends".to_string(),
                 ));

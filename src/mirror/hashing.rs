@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::mirror::MirrorError;
 use crate::mirror::ranges::RangeSet;
+use crate::mirror::rate::Rate;
 use crate::units::{BlockNo, BlockRange, Txid};
 use crate::wire::message::Message;
 
@@ -49,6 +50,8 @@ pub struct Questions {
     next_id: u64,
     open: VecDeque<Question>,
     verify: Option<Verify>,
+    /// Cap on what `verify` reads.
+    pub rate: Rate,
 }
 
 /// What of the superblock each side has for itself, offset and length in bytes, kernel names: mount times and counts, the
@@ -110,6 +113,7 @@ impl Questions {
             next_id: 1,
             open: VecDeque::new(),
             verify: None,
+            rate: Rate::default(),
         }
     }
 
@@ -117,7 +121,7 @@ impl Questions {
     pub fn clear(&mut self) {
         self.open.clear();
         if self.verify.is_some() {
-            self.start_verify();
+            self.begin_verify();
         }
     }
 
@@ -182,8 +186,13 @@ impl Questions {
         Ok(differing.iter().collect())
     }
 
-    /// Starts a `verify` from the first block.
-    pub fn start_verify(&mut self) {
+    /// Starts a `verify` from the first block, which reads no faster than `rate`.
+    pub fn start_verify(&mut self, rate: Rate) {
+        self.rate = rate;
+        self.begin_verify();
+    }
+
+    fn begin_verify(&mut self) {
         self.verify = Some(Verify {
             cursor: BlockNo(0),
             blocks: 0,

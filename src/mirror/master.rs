@@ -5,6 +5,7 @@
 //! never reported over a dead link, nor while a block is marked.
 
 mod decide;
+mod repair;
 mod status;
 
 use std::collections::VecDeque;
@@ -30,7 +31,7 @@ use crate::mirror::stream::{Acked, Frame, Next, Stream};
 use crate::units::{BlockNo, BlockRange, Generation, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{FactStore, Facts, PeerRecord};
-use crate::wire::message::{History, MasterStatus, Message, PROTOCOL_VERSION};
+use crate::wire::message::{CopyState, History, MasterStatus, Message, PROTOCOL_VERSION};
 
 /// How long a step of the handshake may take before the link counts as dead.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -184,6 +185,7 @@ pub struct Mirror {
     status_sent: Option<MasterStatus>,
     commits: VecDeque<(Txid, Duration)>,
     progress: Progress,
+    fetch: repair::Fetch,
 }
 
 impl Mirror {
@@ -239,6 +241,7 @@ impl Mirror {
             status_sent: None,
             commits: VecDeque::new(),
             progress: Progress::default(),
+            fetch: repair::Fetch::default(),
         }
     }
 
@@ -417,6 +420,7 @@ impl Mirror {
                 ..
             } if self.streaming => self.acknowledged(seq, Txid(txid), consistent, now, out)?,
             Message::Hashes { id } if self.streaming => self.stream.answered(id, &payload)?,
+            Message::Fetched { id } if self.fetch.is_asked(id) => self.fetch.came(payload),
             Message::Refused {
                 code,
                 detail,
@@ -438,6 +442,7 @@ impl Mirror {
             | Message::Ready
             | Message::Ack { .. }
             | Message::Hashes { .. }
+            | Message::Fetched { .. }
             | Message::Pong { .. } => {}
             Message::Hello { .. }
             | Message::MakeParts { .. }
@@ -451,6 +456,7 @@ impl Mirror {
             | Message::Confirm { .. }
             | Message::CopyEnd { .. }
             | Message::Hash { .. }
+            | Message::Fetch { .. }
             | Message::Status(_) => {
                 return Err(MirrorError::Protocol(
                     "a message that only a master sends".to_string(),
@@ -483,10 +489,10 @@ impl Mirror {
     // ---- verify ----
 
     /// Starts to compare the copies, if the mirror is in sync.
-    pub fn start_verify(&mut self) -> bool {
+    pub fn start_verify(&mut self, rate: Rate) -> bool {
         let ready = self.state == State::InSync && self.streaming;
         if ready {
-            self.stream.questions.start_verify();
+            self.stream.questions.start_verify(rate);
         }
         ready
     }
@@ -739,6 +745,11 @@ impl Mirror {
         if acked == Acked::InSync {
             self.truth.copying = false;
             self.truth.consistent_at = txid.0;
+            if let Some(their) = &mut self.their {
+                their.copy = CopyState::Complete;
+                their.tainted = false;
+                (their.applied, their.consistent_at) = (txid.0, txid.0);
+            }
             if self.record.changed_outside {
                 self.record.changed_outside = false;
                 self.save();

@@ -78,6 +78,12 @@ pub struct Config {
     /// Threads that serve each mount.
     #[serde(default = "fuse_threads")]
     pub fuse_threads: u64,
+    /// Hours between comparisons of a mirror with its master; 0: none unless asked for.
+    #[serde(default)]
+    pub verify_every_h: u64,
+    /// What a comparison by the schedule reads at most, MiB a second.
+    #[serde(default = "verify_mib_s")]
+    pub verify_mib_s: u64,
     /// Whether other users may use a mount. Ordinary users need user_allow_other in /etc/fuse.conf for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_other: Option<bool>,
@@ -103,6 +109,10 @@ fn fuse_threads() -> u64 {
     4
 }
 
+fn verify_mib_s() -> u64 {
+    50
+}
+
 impl Config {
     /// A configuration with every default.
     pub fn new(name: &str, listen: &str, store: Option<PathBuf>) -> Config {
@@ -117,6 +127,8 @@ impl Config {
             drain_timeout_s: drain_timeout_s(),
             cache_mib: cache_mib(),
             fuse_threads: fuse_threads(),
+            verify_every_h: 0,
+            verify_mib_s: verify_mib_s(),
             allow_other: None,
         }
     }
@@ -176,6 +188,8 @@ impl Config {
              # drain_timeout_s = {}\n\
              # cache_mib = {}\n\
              # fuse_threads = {}\n\
+             # verify_every_h = {}     # 0: mirrors are compared only when asked for\n\
+             # verify_mib_s = {}\n\
              # allow_other = true      # false for ordinary users\n\n\
              # Devices for the mirror of one volume, one for each part, instead of the store:\n\
              # [devices]\n\
@@ -187,6 +201,8 @@ impl Config {
             self.drain_timeout_s,
             self.cache_mib,
             self.fuse_threads,
+            self.verify_every_h,
+            self.verify_mib_s,
         )
     }
 
@@ -224,6 +240,8 @@ impl Config {
             ("drain_timeout_s", self.drain_timeout_s, 0, 3600),
             ("cache_mib", self.cache_mib, 1, 1 << 20),
             ("fuse_threads", self.fuse_threads, 1, 64),
+            ("verify_every_h", self.verify_every_h, 0, 24 * 366),
+            ("verify_mib_s", self.verify_mib_s, 1, 1 << 20),
         ];
         for (key, found, least, most) in numbers {
             if !(least..=most).contains(&found) {
@@ -241,6 +259,16 @@ impl Config {
     /// Silence after which a peer counts as lost.
     pub fn peer_timeout(&self) -> Duration {
         Duration::from_secs(self.peer_timeout_s)
+    }
+
+    /// Time between comparisons by the schedule, if there is one.
+    pub fn verify_every(&self) -> Option<Duration> {
+        (self.verify_every_h > 0).then(|| Duration::from_secs(self.verify_every_h * 3600))
+    }
+
+    /// Bytes a second that these read at most.
+    pub fn verify_rate(&self) -> Option<u64> {
+        Some(self.verify_mib_s << 20)
     }
 
     /// How long a clean stop waits for mirrors.

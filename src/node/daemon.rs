@@ -11,7 +11,7 @@ use super::link::Limits;
 use super::listen::Listener;
 use super::registry::Node;
 use super::state_dir::{StateDir, StateDirError};
-use super::{catalogue, control, tls};
+use super::{catalogue, control, tls, verify};
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -166,6 +166,13 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
             .spawn(move || node.watch_volumes())
             .map_err(|e| RunError::new(format!("threads: {e}"), ""))?
     };
+    let verifier = {
+        let node = Arc::clone(node);
+        std::thread::Builder::new()
+            .name("verify".to_owned())
+            .spawn(move || verify::keep_schedule(&node))
+            .map_err(|e| RunError::new(format!("threads: {e}"), ""))?
+    };
     let port = tokio::spawn(listener.run(port));
     let which = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
@@ -183,6 +190,7 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
             // An opening under way ends by itself: it sees that the node stops.
             let _ = opener.join();
             let _ = watcher.join();
+            let _ = verifier.join();
             node.close_all()
         })
     };

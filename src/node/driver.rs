@@ -11,10 +11,12 @@ use super::protocol::MirrorStatus;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
 use super::stores::MapFiles;
+use super::volumes::chain;
 use crate::mirror::hashing::Verdict;
 use crate::mirror::master::{Action, Mirror, Request, Status};
 use crate::mirror::open::OpenMaster;
-use crate::units::Txid;
+use crate::mirror::rate::Rate;
+use crate::units::{BlockRange, Txid};
 use crate::wire::message::Message;
 use states::{Cause, State};
 use std::collections::VecDeque;
@@ -45,7 +47,9 @@ pub enum Verifying {
 
 enum Input {
     Operator(Request, blocking::Sender<Result<(), Refusal>>),
-    Verify(blocking::Sender<Verifying>),
+    Verify(Rate, blocking::Sender<Verifying>),
+    Repair(Vec<BlockRange>, blocking::Sender<Result<(), Refusal>>),
+    Fetch(Vec<BlockRange>, blocking::Sender<Vec<u8>>),
     Dialled(u64, Result<Box<Link>, LinkEnd>),
     Stop,
 }
@@ -104,10 +108,29 @@ impl Remote {
         }
     }
 
-    /// Starts a comparison; what is known of it comes through the channel, which ends with it.
-    pub fn verify(&self) -> Result<blocking::Receiver<Verifying>, Refusal> {
+    /// Sends blocks to the mirror again, as a resync.
+    pub fn repair(&self, ranges: Vec<BlockRange>) -> Result<(), Refusal> {
         let (reply, answer) = blocking::channel();
-        let sent = self.inbox.blocking_send(Input::Verify(reply));
+        let sent = self.inbox.blocking_send(Input::Repair(ranges, reply));
+        sent.map_err(|_| self.gone())?;
+        answer
+            .recv_timeout(ANSWER_WITHIN)
+            .unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// What the mirror has in these blocks; nothing when it left INSYNC meanwhile.
+    pub fn fetch(&self, ranges: Vec<BlockRange>) -> Result<Option<Vec<u8>>, Refusal> {
+        let (reply, answer) = blocking::channel();
+        let sent = self.inbox.blocking_send(Input::Fetch(ranges, reply));
+        sent.map_err(|_| self.gone())?;
+        Ok(answer.recv_timeout(ANSWER_WITHIN).ok())
+    }
+
+    /// Starts a comparison that reads no faster than `rate`; what is known of it comes through the channel, which ends
+    /// with it.
+    pub fn verify(&self, rate: Rate) -> Result<blocking::Receiver<Verifying>, Refusal> {
+        let (reply, answer) = blocking::channel();
+        let sent = self.inbox.blocking_send(Input::Verify(rate, reply));
         sent.map_err(|_| self.gone())?;
         Ok(answer)
     }
@@ -136,6 +159,7 @@ impl Driver {
             dialled: inbox.clone(),
             commits: commits.clone(),
             verifying: None,
+            fetching: None,
             gone: false,
         };
         // Whoever created the mirror sees it at once.
@@ -200,6 +224,7 @@ struct Task {
     dialled: mpsc::Sender<Input>,
     commits: watch::Receiver<Committed>,
     verifying: Option<blocking::Sender<Verifying>>,
+    fetching: Option<blocking::Sender<Vec<u8>>>,
     gone: bool,
 }
 
@@ -273,6 +298,11 @@ impl Task {
                     let now = self.now();
                     let actions = self.mirror.frame(frame.header, frame.payload, now);
                     self.act(actions);
+                    if let Some(fetched) = self.mirror.fetched()
+                        && let Some(reply) = self.fetching.take()
+                    {
+                        let _ = reply.send(fetched);
+                    }
                 }
                 Chosen::Frame(Err(end)) => self.lost(&end),
                 Chosen::Committed => {
@@ -312,10 +342,25 @@ impl Task {
                 // Whoever asked may have given up.
                 let _ = reply.send(done);
             }
-            Input::Verify(reply) => {
+            Input::Repair(ranges, reply) => {
+                let now = self.now();
+                let done = self.mirror.repair(&ranges, now);
+                let done = done.map(|actions| self.act(actions)).map_err(|error| {
+                    let remedy = format!("lockstep status {}", self.host.name());
+                    Refusal::new(Code::Io, chain(&error), remedy)
+                });
+                self.publish();
+                let _ = reply.send(done);
+            }
+            Input::Fetch(ranges, reply) => {
+                let actions = self.mirror.fetch(&ranges);
+                self.fetching = (!actions.is_empty()).then_some(reply);
+                self.act(actions);
+            }
+            Input::Verify(rate, reply) => {
                 let refused = if self.verifying.is_some() {
                     Some("a comparison is under way".to_owned())
-                } else if !self.mirror.start_verify() {
+                } else if !self.mirror.start_verify(rate) {
                     let state = self.mirror.state();
                     Some(format!(
                         "the mirror is in {state}; only one in INSYNC is compared"
@@ -362,6 +407,7 @@ impl Task {
     fn close(&mut self) {
         self.epoch += 1;
         self.queue.clear();
+        self.fetching = None;
         self.link = None;
     }
 

@@ -206,6 +206,11 @@ impl Master {
         self.drive(node, host, mirror)
     }
 
+    /// The engine.
+    pub fn fs(&self) -> Arc<Fs> {
+        Arc::clone(&self.open.shared.fs)
+    }
+
     /// The driver of a mirror, to be asked something.
     pub fn driver(&mut self, peer: &str) -> Option<Remote> {
         // One whose mirror was deleted has ended by itself.

@@ -3,17 +3,14 @@
 //! Owns the checks before a mirror is made. Never holds a volume's lock while a mirror works.
 
 use super::catalogue::Role;
-use super::control::Answer;
-use super::driver::Verifying;
 use super::engine::Engine;
 use super::follow::{Call, Follow};
 use super::history::NewEvent;
 use super::link::{Frame, Link};
-use super::protocol::{Line, MirrorAction, VolumeStatus};
+use super::protocol::{MirrorAction, VolumeStatus};
 use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
 use super::volumes;
-use crate::mirror::hashing::Verdict;
 use crate::mirror::master::Request;
 use crate::wire::message::Message;
 use states::{Cause, MinorCause};
@@ -27,8 +24,6 @@ use tokio::time::timeout;
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long an incoming link waits for an operator's work on its volume.
 const BUSY_FOR_CALLS: Duration = Duration::from_secs(2);
-/// Ranges of a verdict that are named.
-const NAMED: usize = 32;
 
 /// `mount`
 pub fn mount(
@@ -128,7 +123,7 @@ pub fn umount(node: &Arc<Node>, name: &str) -> Result<String, Refusal> {
     Ok(sentence)
 }
 
-fn only_on_master(host: &Host, name: &str) -> Refusal {
+pub(super) fn only_on_master(host: &Host, name: &str) -> Refusal {
     let master = host.view().mirrors.first().map(|m| m.peer.clone());
     Refusal::new(
         Code::NotAllowed,
@@ -140,7 +135,7 @@ fn only_on_master(host: &Host, name: &str) -> Refusal {
     )
 }
 
-fn not_open(host: &Host, name: &str) -> Refusal {
+pub(super) fn not_open(host: &Host, name: &str) -> Refusal {
     let reason = host.view().reason;
     Refusal::new(
         Code::Unusable,
@@ -230,118 +225,6 @@ pub fn act(
         ));
     }
     Ok(sentence)
-}
-
-/// `verify`
-pub fn verify(
-    node: &Arc<Node>,
-    name: &str,
-    peer: Option<&str>,
-    answer: &Answer,
-) -> Result<String, Refusal> {
-    let host = node.host(name)?;
-    let drivers = {
-        let mut held = host.hold("looking for mirrors")?;
-        let master = match &mut *held {
-            Engine::Master(master) => master,
-            Engine::Mirror(_) => return Err(only_on_master(&host, name)),
-            Engine::Closed | Engine::ReadOnly(_) => return Err(not_open(&host, name)),
-        };
-        let peers = match peer {
-            Some(peer) => vec![peer.to_owned()],
-            None => master.peers(),
-        };
-        let mut drivers = Vec::new();
-        for peer in peers {
-            let driver = master.driver(&peer);
-            let driver = driver.ok_or_else(|| Refusal::no_mirror(name, &peer))?;
-            drivers.push((peer, driver));
-        }
-        drivers
-    };
-    if drivers.is_empty() {
-        return Err(Refusal::new(
-            Code::NotFound,
-            format!("volume {name} has no mirror"),
-            format!("lockstep mirror create {name} PEER"),
-        ));
-    }
-    let block_size = u64::from(host.view().block_size);
-    let mut said = Vec::new();
-    let mut differ = false;
-    for (peer, driver) in drivers {
-        let news = driver.verify()?;
-        let verdict = loop {
-            match news.recv() {
-                Ok(Verifying::Block(_)) if answer.is_gone() => return Ok(String::new()),
-                Ok(Verifying::Block(_)) => {}
-                Ok(Verifying::Verdict(verdict)) => break verdict,
-                Ok(Verifying::Refused(refusal)) => return Err(refusal),
-                Err(_) => {
-                    return Err(Refusal::new(
-                        Code::NotAllowed,
-                        format!("the comparison with {peer} was cut short: the volume was closed"),
-                        format!("lockstep status {name}"),
-                    ));
-                }
-            }
-        };
-        differ |= !verdict.differing.is_empty();
-        let text = report(name, &peer, &verdict, block_size);
-        node.record(
-            NewEvent::mirror(
-                "verified",
-                name,
-                &peer,
-                text.lines().next().unwrap_or_default(),
-            )
-            .with("blocks", verdict.blocks)
-            .with(
-                "differing",
-                verdict.differing.iter().map(|r| r.len).sum::<u64>(),
-            ),
-        );
-        answer.send(Line::Item(text.clone().into()));
-        said.push(text);
-    }
-    match differ {
-        false => Ok(String::new()),
-        true => Err(Refusal::new(
-            Code::Differ,
-            format!("volume {name} and its mirrors differ"),
-            format!("lockstep mirror restart {name} PEER compares by checksums and repairs"),
-        )),
-    }
-}
-
-fn report(name: &str, peer: &str, verdict: &Verdict, block_size: u64) -> String {
-    let at = match verdict.txids {
-        Some((first, last)) if first == last => format!(" at transaction {first}"),
-        Some((first, last)) => format!(" at transactions {first} to {last}"),
-        None => String::new(),
-    };
-    let blocks = verdict.blocks;
-    if verdict.differing.is_empty() {
-        return format!("{name} {peer}: equal, {blocks} blocks compared{at}");
-    }
-    let sum: u64 = verdict.differing.iter().map(|r| r.len).sum();
-    let mut text = format!("{name} {peer}: {sum} of {blocks} blocks differ{at}");
-    for range in verdict.differing.iter().take(NAMED) {
-        text.push_str(&format!(
-            "\n  blocks {} to {} (bytes {} to {})",
-            range.start,
-            range.end().0 - 1,
-            range.start.0 * block_size,
-            range.end().0 * block_size - 1
-        ));
-    }
-    if verdict.differing.len() > NAMED {
-        text.push_str(&format!(
-            "\n  and {} more ranges",
-            verdict.differing.len() - NAMED
-        ));
-    }
-    text
 }
 
 /// A link of a known peer arrived: its first frame says for which volume.

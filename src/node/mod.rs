@@ -48,6 +48,7 @@ pub mod follow;
 
 pub mod engine;
 
+mod verify;
 mod volumes;
 
 mod mirrors;

@@ -268,7 +268,7 @@ impl Pair {
     /// Compares all allocated blocks outside the journal.
     pub fn verify(&mut self, limit: Duration) -> Result<Verdict, PairError> {
         self.settle(limit)?;
-        if !self.mirror()?.start_verify() {
+        if !self.mirror()?.start_verify(Rate::default()) {
             return Err(PairError::Missing("mirror in sync"));
         }
         let mut verdict = None;

@@ -113,7 +113,19 @@ pub enum Request {
     Verify {
         name: String,
         peer: Option<String>,
+        repair: Option<Repair>,
+        rate: Option<u64>,
     },
+}
+
+/// Which copy `verify` repairs from the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Repair {
+    /// The mirror's, from the master's.
+    Mirror,
+    /// The master's, from the mirror's.
+    Master,
 }
 
 impl Request {

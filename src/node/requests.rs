@@ -8,7 +8,7 @@ use super::peers;
 use super::protocol::{Line, Request};
 use super::refusal::{Code, Refusal};
 use super::registry::Node;
-use super::{mirrors, volumes};
+use super::{mirrors, verify, volumes};
 use serde::Serialize;
 use serde_json::Value;
 use states::State;
@@ -98,9 +98,12 @@ impl Node {
                 mirrors::create(self, &name, &peer, rate)?
             }
             Request::Mirror { name, peer, action } => mirrors::act(self, &name, &peer, action)?,
-            Request::Verify { name, peer } => {
-                mirrors::verify(self, &name, peer.as_deref(), answer)?
-            }
+            Request::Verify {
+                name,
+                peer,
+                repair,
+                rate,
+            } => verify::verify(self, &name, peer.as_deref(), repair, rate, answer)?,
             // Answered on the runtime.
             Request::Status { .. }
             | Request::VolumeList

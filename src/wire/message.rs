@@ -72,7 +72,7 @@ pub struct History {
     pub consistent_at: u64,
     /// Changed from outside since it was last closed.
     pub tainted: bool,
-    /// Bytes that a staged resync may take there; 0 where it can not be staged.
+    /// Bytes that a staged resync may take there.
     pub staging_room: u64,
     /// The transaction chain hash at `durable`.
     pub chain: u64,
@@ -282,6 +282,18 @@ pub enum Message {
     },
     /// Mirror: the hashes. Payload: one xxh3 (64 bits, little-endian) a block.
     Hashes {
+        /// Of which question.
+        id: u64,
+    },
+    /// Master: what does your copy have in these blocks? At most `MAX_STREAM_PAYLOAD` bytes of them.
+    Fetch {
+        /// Names the answer.
+        id: u64,
+        /// Which blocks.
+        ranges: Vec<Range>,
+    },
+    /// Mirror: this. Payload: the blocks of the ranges.
+    Fetched {
         /// Of which question.
         id: u64,
     },

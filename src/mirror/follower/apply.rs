@@ -12,7 +12,7 @@ use crate::journal::{Hint, Image, Reference, Transaction};
 use crate::mirror::hashing::hash_blocks;
 use crate::mirror::{MirrorError, guard, stamps};
 use crate::units::{BlockNo, BlockRange, Ino, Txid};
-use crate::wire::message::{Message, Range, Touched};
+use crate::wire::message::{MAX_STREAM_PAYLOAD, Message, Range, Touched};
 
 /// Transactions that a master may have sent without confirming one of them: it sends them while it commits them, one by
 /// one.
@@ -365,6 +365,40 @@ impl Follower {
         };
         let payload = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
         out.push(Output::Send(Message::Hashes { id }, payload));
+        Ok(())
+    }
+}
+
+impl Follower {
+    /// Sends what the copy has in some blocks, as it is shown.
+    pub(super) fn fetch(
+        &mut self,
+        id: u64,
+        ranges: &[Range],
+        out: &mut Vec<Output>,
+    ) -> Result<(), MirrorError> {
+        self.idle_into(out)?;
+        let block_size = self.volume()?.block_size() as usize;
+        let ranges = ranges
+            .iter()
+            .map(|range| self.checked(*range))
+            .collect::<Result<Vec<_>, _>>()?;
+        let blocks: u64 = ranges.iter().map(|range| range.len).sum();
+        if blocks > (MAX_STREAM_PAYLOAD / block_size) as u64 {
+            return Err(protocol("too many blocks are asked for"));
+        }
+        let Some(following) = self.following() else {
+            return Err(protocol(
+                "blocks are asked for, but there is no copy to read",
+            ));
+        };
+        let mut payload = Vec::new();
+        for range in ranges {
+            let at = payload.len();
+            payload.resize(at + range.len as usize * block_size, 0);
+            following.journal.read(range.start, &mut payload[at..])?;
+        }
+        out.push(Output::Send(Message::Fetched { id }, payload));
         Ok(())
     }
 }

@@ -27,12 +27,11 @@ pub(super) struct Staged {
 }
 
 impl Follower {
-    /// Bytes that a resync may stage here now; 0 where it can not, and the resync has to go home directly.
+    /// Bytes that a resync may stage here now.
     pub(super) fn staging_room(&self) -> u64 {
-        let served = matches!(self.phase, Phase::Following(_));
-        match served && !self.no_staging && !self.facts.lock().tainted {
-            true => self.env.staging.room(),
-            false => 0,
+        match self.no_staging {
+            true => 0,
+            false => self.env.staging.room(),
         }
     }
 

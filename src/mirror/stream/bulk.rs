@@ -14,7 +14,7 @@ impl Stream {
         match self.phase {
             Phase::Copy { cursor, first } => self.copy_step(cursor, first, now).map(Some),
             Phase::Compare { cursor } => self.compare_step(cursor),
-            Phase::Sequencing => self.verify_step(),
+            Phase::Sequencing => self.verify_step(now),
             Phase::Draining { .. } | Phase::Ending { .. } => Ok(None),
         }
     }
@@ -202,12 +202,15 @@ impl Stream {
     }
 
     /// Compares the next chunk, if `verify` is running and the mirror has been sent everything.
-    pub(super) fn verify_step(&mut self) -> Result<Option<Frame>, MirrorError> {
+    pub(super) fn verify_step(&mut self, now: Duration) -> Result<Option<Frame>, MirrorError> {
         let Some(cursor) = self.questions.verifying() else {
             return Ok(None);
         };
         let committed = self.journal.last_committed();
-        if self.questions.full() || committed != self.sent {
+        if self.questions.full()
+            || committed != self.sent
+            || self.questions.rate.ready(now).is_err()
+        {
             return Ok(None);
         }
         if cursor.0 >= self.volume.blocks_count() {
@@ -218,6 +221,8 @@ impl Stream {
         let (chunk, end) = self.allocated_from(cursor, room)?;
         let journal = Arc::clone(&self.journal);
         let chunk: crate::mirror::ranges::RangeSet = chunk.into_iter().collect();
+        let bytes = chunk.count() * self.block_size();
+        self.questions.rate.spend(now, bytes);
         let frame = self.questions.ask(chunk.iter().collect(), |start, buf| {
             journal.read(start, buf)
         })?;
