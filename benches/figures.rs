@@ -370,11 +370,11 @@ fn workloads(options: &Options, figures: &mut Figures, system: &mut dyn System) 
         );
     }
     if options.wants("read") {
-        reads(options, figures, system, files);
+        reads(figures, system, files);
     }
 }
 
-fn reads(options: &Options, figures: &mut Figures, system: &mut dyn System, files: u64) {
+fn reads(figures: &mut Figures, system: &mut dyn System, files: u64) {
     let name = system.name();
     let dir = system.dir();
     let made = |path: &str| dir.join(path).exists();
@@ -383,6 +383,8 @@ fn reads(options: &Options, figures: &mut Figures, system: &mut dyn System, file
     }
     system.sync();
     system.cool();
+    // The kernel's is mounted anew, elsewhere.
+    let dir = system.dir();
     for how in ["cold", "warm"] {
         let mut buffer = vec![0; MIB as usize];
         let began = Instant::now();
@@ -409,7 +411,6 @@ fn reads(options: &Options, figures: &mut Figures, system: &mut dyn System, file
             rate,
         );
     }
-    let _ = options;
     let began = Instant::now();
     for n in 0..files {
         std::fs::metadata(dir.join(format!("small/file{n}"))).unwrap();

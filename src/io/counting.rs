@@ -25,6 +25,21 @@ pub struct Counts {
     pub zeroed_bytes: u64,
 }
 
+impl Counts {
+    /// The sum of both.
+    pub fn plus(self, other: Counts) -> Counts {
+        Counts {
+            reads: self.reads + other.reads,
+            read_bytes: self.read_bytes + other.read_bytes,
+            writes: self.writes + other.writes,
+            written_bytes: self.written_bytes + other.written_bytes,
+            flushes: self.flushes + other.flushes,
+            zeros: self.zeros + other.zeros,
+            zeroed_bytes: self.zeroed_bytes + other.zeroed_bytes,
+        }
+    }
+}
+
 /// Passes every request on to another disk and counts it.
 #[derive(Debug)]
 pub struct CountingDisk {

@@ -15,8 +15,12 @@ use super::{catalogue, control, tls, verify};
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How long a stop may take, beside what mirrors are waited for: then the process ends, as after a power cut.
+const CLOSE_WITHIN: Duration = Duration::from_secs(120);
 
 /// Threads of the runtime: sockets and timers only; files and volumes have threads of their own.
 const RUNTIME_THREADS: usize = 2;
@@ -194,9 +198,17 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
             node.close_all()
         })
     };
-    let closed = closing
-        .await
-        .map_err(|e| RunError::new(format!("closing: {e}"), "see the log"))?;
+    let within = node.config.drain_timeout() + CLOSE_WITHIN;
+    let Ok(closed) = tokio::time::timeout(within, closing).await else {
+        return Err(RunError::new(
+            format!(
+                "not closed within {} s: a disk does not answer",
+                within.as_secs()
+            ),
+            "see the log; the next start recovers from the journal",
+        ));
+    };
+    let closed = closed.map_err(|e| RunError::new(format!("closing: {e}"), "see the log"))?;
     control.abort();
     let _ = std::fs::remove_file(node.state.socket());
     match closed.is_empty() {

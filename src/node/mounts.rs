@@ -271,6 +271,13 @@ impl Mounts {
         state.offer.as_ref().map(|o| Arc::clone(&o.fs))
     }
 
+    /// Requests of each kind that came through the mount.
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        let state = self.state.try_lock();
+        let mount = state.as_ref().and_then(|state| state.mount.as_ref());
+        mount.map_or(Vec::new(), |mount| mount.requests().list())
+    }
+
     /// Tells the kernel what a mirror's mount must forget.
     pub fn invalidate(&self, hints: Vec<Hint>) {
         if let Some(mount) = &self.state.lock().mount {

@@ -362,8 +362,26 @@ fn inspect(specs: &[PartSpec]) -> Result<(Superblock, Description, Vec<String>),
 
 /// `volume show`
 pub fn show(node: &Node, name: &str) -> Result<Value, Refusal> {
-    let view = node.host(name)?.view();
-    let mut shown = serde_json::to_value(view).expect("maps with string keys");
+    let host = node.host(name)?;
+    let mut shown = serde_json::to_value(host.view()).expect("maps with string keys");
+    if let Some(fs) = host.mounts.engine() {
+        let counts = fs.volume().counts();
+        let requests: serde_json::Map<String, Value> = host
+            .mounts
+            .requests()
+            .into_iter()
+            .map(|(kind, count)| (kind.to_owned(), json!(count)))
+            .collect();
+        shown["counters"] = json!({
+            "requests": requests.values().filter_map(Value::as_u64).sum::<u64>(),
+            "requests_by_kind": requests,
+            "reads": counts.reads,
+            "bytes_read": counts.read_bytes,
+            "writes": counts.writes,
+            "bytes_written": counts.written_bytes,
+            "flushes": counts.flushes,
+        });
+    }
     let catalogue = node.catalogue.get();
     if let Some(entry) = catalogue.volumes.get(name) {
         shown["parts"] = entry

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::io::Disk;
+use crate::io::counting::{CountingDisk, Counts};
 use crate::units::{BlockNo, BlockRange};
 
 /// The block sizes of a volume, in bytes.
@@ -27,6 +28,8 @@ pub const BLOCK_SIZES: [u32; 3] = [1024, 2048, 4096];
 #[derive(Debug)]
 pub struct Volume {
     parts: Vec<Arc<dyn Disk>>,
+    /// The same, for what they have counted.
+    counting: Vec<Arc<CountingDisk>>,
     tracks: Vec<Track>,
     /// Byte offset of each part's start, and of the end of the last.
     starts: Vec<u64>,
@@ -77,6 +80,14 @@ impl Volume {
                 })?;
             starts.push(end);
         }
+        let counting: Vec<_> = parts
+            .into_iter()
+            .map(|part| Arc::new(CountingDisk::new(part)))
+            .collect();
+        let parts: Vec<Arc<dyn Disk>> = counting
+            .iter()
+            .map(|part| Arc::clone(part) as Arc<dyn Disk>)
+            .collect();
         let tracks = parts
             .iter()
             .map(|_| Track {
@@ -89,6 +100,7 @@ impl Volume {
             .collect();
         Ok(Volume {
             parts,
+            counting,
             tracks,
             starts,
             block_size,
@@ -118,6 +130,14 @@ impl Volume {
     /// The parts, in order.
     pub fn parts(&self) -> &[Arc<dyn Disk>] {
         &self.parts
+    }
+
+    /// What went to the parts since the volume was opened.
+    pub fn counts(&self) -> Counts {
+        self.counting
+            .iter()
+            .map(|part| part.counts())
+            .fold(Counts::default(), Counts::plus)
     }
 
     /// Reads whole blocks from `start` on.
