@@ -75,6 +75,18 @@ pub enum Command {
     /// All allocated blocks outside the journal are compared by checksum. Exits with 0 when they are equal and with 6
     /// when they differ; what differs is named: files and bytes of them.
     Verify(VerifyArgs),
+    /// Make this node, a mirror, the master of a volume.
+    ///
+    /// For a master that is gone; while it is there, use switchover. Everything that the mirror has acknowledged is kept;
+    /// the mount becomes read-write. Other mirrors follow by themselves, and so does the old master when it comes back.
+    /// Giving the command again changes nothing.
+    Promote(PromoteArgs),
+    /// Make this node, an old master, a mirror of the new one.
+    ///
+    /// An old master that comes back does so by itself when it is started. This is for the cases that somebody has to
+    /// decide: two nodes have been master, each with changes that the other lacks. What only this node has is kept aside
+    /// first, as far as it is known; see lost.
+    Rejoin(RejoinArgs),
     /// Show everything on this machine: two nodes, a volume, its mirror, failures and their recovery.
     ///
     /// Works in a temporary directory, as root or as an ordinary user. Where nothing can be mounted (no /dev/fuse, say) it
@@ -375,6 +387,32 @@ pub struct VerifyArgs {
     /// Read no faster than this many bytes a second.
     #[arg(long, value_name = "BYTES_PER_S", value_parser = parse_rate)]
     pub rate: Option<u64>,
+}
+
+/// `lockstep promote`
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Promote also a copy that is incomplete, inconsistent or changed from outside, or whose master is connected. What
+    /// is lost is said first.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `lockstep rejoin`
+#[derive(Debug, Args)]
+pub struct RejoinArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The peer that is its master.
+    #[arg(value_name = "MASTER")]
+    pub master: String,
+    /// Give up what only this node has, whatever it is. This node's own name, so that nobody gives up the wrong copy.
+    #[arg(long, value_name = "THISNODE")]
+    pub discard: Option<String>,
 }
 
 /// `lockstep demo`

@@ -39,6 +39,20 @@ pub fn run(cli: Cli) -> Result<Exit, Failed> {
         Command::Events(args) => watch::events(&state, &args),
         Command::Wait(args) => watch::wait(&state, &args),
         Command::Verify(args) => watch::verify(&state, &args),
+        Command::Promote(args) => {
+            let (name, force) = (args.name, args.force);
+            tell(&state, &Request::Promote { name, force })?;
+            Ok(Exit::Ok)
+        }
+        Command::Rejoin(args) => {
+            let request = Request::Rejoin {
+                name: args.name,
+                master: args.master,
+                discard: args.discard,
+            };
+            tell(&state, &request)?;
+            Ok(Exit::Ok)
+        }
         Command::Demo(args) => demo::run(&args),
     }
 }

@@ -27,6 +27,14 @@ pub enum MirrorError {
     /// The fact file.
     #[error(transparent)]
     Facts(#[from] FactsError),
+    /// What only this side has could not be kept aside.
+    #[error("keeping aside what only this copy has, as {id}: {source}")]
+    Lost {
+        /// Under which name.
+        id: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// The log does not hold what comes after a transaction.
     #[error("the log no longer holds what follows transaction {0}")]
     LogLost(Txid),
@@ -70,6 +78,7 @@ pub fn disk_cause(error: &MirrorError) -> Cause {
         MirrorError::Volume(error) => volume_cause(error),
         MirrorError::Fs(FsError::Io { source, .. }) => io_cause(source),
         MirrorError::Dirty(DirtyError::Io { source, .. }) => io_cause(source),
+        MirrorError::Lost { source, .. } => io_cause(source),
         MirrorError::Facts(FactsError::Io { source, .. }) => io_cause(source),
         MirrorError::StagingIo { source, .. } => io_cause(source),
         MirrorError::Fs(_)

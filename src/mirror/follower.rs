@@ -24,6 +24,7 @@ use crate::journal::{Hint, Image, Journal, Reference, Transaction};
 use crate::mirror::committed;
 use crate::mirror::error::{MirrorError, disk_cause};
 use crate::mirror::floor::Heir;
+use crate::mirror::lost::LostStore;
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::staging::StagingStore;
@@ -81,6 +82,8 @@ pub struct Env {
     pub maps: Arc<dyn MapStore>,
     /// Keeps what a staged resync brings.
     pub staging: Arc<dyn StagingStore>,
+    /// Keeps aside what only this side has.
+    pub lost: Arc<dyn LostStore>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Chance.
@@ -291,14 +294,15 @@ impl Follower {
                 version,
                 volume_id,
                 volume,
-                ..
-            } => self.hello(version, &volume, volume_id, &mut out),
+                node,
+                generations,
+            } => self.hello(version, &volume, volume_id, &node, &generations, &mut out)?,
             Message::MakeParts {
                 block_size,
                 parts,
                 discard,
             } => self.make_parts(block_size, &parts, discard, &mut out)?,
-            Message::Ask => out.push(Output::Send(Message::History(self.history()), Vec::new())),
+            Message::Ask => self.answer(&mut out)?,
             Message::Begin {
                 mode,
                 generations,
@@ -347,6 +351,7 @@ impl Follower {
             Message::Fetch { id, ranges } => self.fetch(id, &ranges, &mut out)?,
             Message::Status(status) => {
                 self.floor(Txid(status.floor));
+                self.note_members(&status)?;
                 out.push(Output::Status(status));
             }
             Message::Ping { token } => {
@@ -357,7 +362,19 @@ impl Follower {
                 self.idle_into(&mut out)?;
                 out.push(Output::Close(reason));
             }
+            Message::RoleQuery { .. }
+            | Message::RoleAnswer { .. }
+            | Message::Prepare { .. }
+            | Message::Prepared { .. }
+            | Message::HandOverMap { .. }
+            | Message::HandOver { .. }
+            | Message::HandedOver { .. } => {
+                return Err(MirrorError::Protocol(
+                    "a message that has a connection of its own".to_string(),
+                ));
+            }
             Message::Welcome { .. }
+            | Message::Dirty { .. }
             | Message::Refused { .. }
             | Message::PartsReady
             | Message::History(_)

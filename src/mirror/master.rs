@@ -25,13 +25,14 @@ use crate::mirror::dirty::DirtyMap;
 use crate::mirror::hashing::Verdict;
 use crate::mirror::open::{MapStore, open_map};
 use crate::mirror::progress::Progress;
+use crate::mirror::ranges::RangeSet;
 use crate::mirror::rate::Rate;
 use crate::mirror::slot::{Slot, Slots};
 use crate::mirror::stream::{Acked, Frame, Next, Stream};
 use crate::units::{BlockNo, BlockRange, Generation, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{FactStore, Facts, PeerRecord};
-use crate::wire::message::{CopyState, History, MasterStatus, Message, PROTOCOL_VERSION};
+use crate::wire::message::{CopyState, History, MasterStatus, Member, Message, PROTOCOL_VERSION};
 
 /// How long a step of the handshake may take before the link counts as dead.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,6 +72,8 @@ pub struct MasterVolume {
     pub fork: Txid,
     /// ... and where the log stood when it began: ids between the two were never issued.
     pub opened_at: Txid,
+    /// Every node that has a part in the volume: mirrors are told, so that any of them can take over.
+    pub members: Arc<Mutex<Vec<Member>>>,
 }
 
 impl MasterVolume {
@@ -176,6 +179,8 @@ pub struct Mirror {
     /// What the mirror has after this is to be erased when the stream begins.
     drop_after: Option<u64>,
     their: Option<History>,
+    /// What the mirror says to differ from its own history; `None` when it does not know.
+    their_dirty: Option<RangeSet>,
     step_deadline: Option<Duration>,
     reconnect_at: Option<Duration>,
     reconnect_wait: Duration,
@@ -232,6 +237,7 @@ impl Mirror {
             outcome: None,
             drop_after: None,
             their: None,
+            their_dirty: Some(RangeSet::default()),
             step_deadline: None,
             reconnect_at: None,
             reconnect_wait: FIRST_WAIT,
@@ -409,6 +415,9 @@ impl Mirror {
                 self.step_deadline = None;
                 self.fire(Event::PartsReady, now, out);
             }
+            Message::Dirty { ranges, lost } if self.state == State::Ready => {
+                self.note_their_dirty(&ranges, lost)?;
+            }
             Message::History(history) if self.state == State::Ready => {
                 self.step_deadline = None;
                 self.decide(history, now, out);
@@ -438,12 +447,24 @@ impl Mirror {
             // Late answers of a stream that was stopped, and answers that are of no interest.
             Message::Welcome { .. }
             | Message::PartsReady
+            | Message::Dirty { .. }
             | Message::History(_)
             | Message::Ready
             | Message::Ack { .. }
             | Message::Hashes { .. }
             | Message::Fetched { .. }
             | Message::Pong { .. } => {}
+            Message::RoleQuery { .. }
+            | Message::RoleAnswer { .. }
+            | Message::Prepare { .. }
+            | Message::Prepared { .. }
+            | Message::HandOverMap { .. }
+            | Message::HandOver { .. }
+            | Message::HandedOver { .. } => {
+                return Err(MirrorError::Protocol(
+                    "a message that has a connection of its own".to_string(),
+                ));
+            }
             Message::Hello { .. }
             | Message::MakeParts { .. }
             | Message::Ask
@@ -613,6 +634,7 @@ impl Mirror {
             }
             Command::Decide => {
                 self.step_deadline = Some(now + STEP_TIMEOUT);
+                self.their_dirty = Some(RangeSet::default());
                 out.push(Action::Send(Message::Ask, Vec::new()));
             }
             Command::DropUnconfirmed => {
@@ -713,19 +735,6 @@ impl Mirror {
         self.fire(Event::Secured, now, out);
     }
 
-    fn hello(&mut self, now: Duration, out: &mut Vec<Action>) {
-        self.step_deadline = Some(now + STEP_TIMEOUT);
-        out.push(Action::Send(
-            Message::Hello {
-                version: PROTOCOL_VERSION,
-                node: self.shared.node.clone(),
-                volume: self.shared.name.clone(),
-                volume_id: self.shared.facts.lock().volume_id,
-            },
-            Vec::new(),
-        ));
-    }
-
     fn acknowledged(
         &mut self,
         seq: u64,
@@ -757,25 +766,6 @@ impl Mirror {
             self.fire(Event::CopyFinished, now, out);
         }
         Ok(())
-    }
-
-    fn refused(
-        &mut self,
-        code: &str,
-        detail: String,
-        severe: bool,
-        now: Duration,
-        out: &mut Vec<Action>,
-    ) {
-        self.detail = format!("{} says: {detail}", self.peer);
-        self.step_deadline = None;
-        let event = match (severe, code.parse::<Cause>()) {
-            (true, Ok(cause)) if self.streaming => Event::MirrorFailed(cause),
-            (true, Ok(cause)) => Event::SevereFailure(cause),
-            (true, Err(_)) => Event::SevereFailure(Cause::MirrorDamaged),
-            (false, _) => Event::MinorFailure(code.parse().unwrap_or(MinorCause::BadFrame)),
-        };
-        self.fire(event, now, out);
     }
 
     fn severe(&mut self, cause: Cause, detail: String, now: Duration, out: &mut Vec<Action>) {

@@ -219,6 +219,7 @@ pub fn open_master(
             log,
             fork: last,
             opened_at,
+            members: Arc::default(),
         },
         slots,
         maps: Arc::clone(&options.maps),

@@ -17,6 +17,11 @@ impl RangeSet {
         self.ranges.is_empty()
     }
 
+    /// Number of ranges.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
     /// Number of blocks.
     pub fn count(&self) -> u64 {
         self.ranges.iter().map(|(start, end)| end - start).sum()

@@ -72,6 +72,9 @@ pub struct Config {
     /// How long a clean stop waits for mirrors to take what they lack, s.
     #[serde(default = "drain_timeout_s")]
     pub drain_timeout_s: u64,
+    /// How long a start waits for peers to say whether one of them was made the master meanwhile, s.
+    #[serde(default = "role_query_s")]
+    pub role_query_s: u64,
     /// Memory for each volume's cache, MiB.
     #[serde(default = "cache_mib")]
     pub cache_mib: u64,
@@ -101,6 +104,10 @@ fn drain_timeout_s() -> u64 {
     10
 }
 
+fn role_query_s() -> u64 {
+    3
+}
+
 fn cache_mib() -> u64 {
     64
 }
@@ -125,6 +132,7 @@ impl Config {
             commit_interval_ms: commit_interval_ms(),
             peer_timeout_s: peer_timeout_s(),
             drain_timeout_s: drain_timeout_s(),
+            role_query_s: role_query_s(),
             cache_mib: cache_mib(),
             fuse_threads: fuse_threads(),
             verify_every_h: 0,
@@ -186,6 +194,7 @@ impl Config {
              # commit_interval_ms = {}\n\
              # peer_timeout_s = {}\n\
              # drain_timeout_s = {}\n\
+             # role_query_s = {}\n\
              # cache_mib = {}\n\
              # fuse_threads = {}\n\
              # verify_every_h = {}     # 0: mirrors are compared only when asked for\n\
@@ -199,6 +208,7 @@ impl Config {
             self.commit_interval_ms,
             self.peer_timeout_s,
             self.drain_timeout_s,
+            self.role_query_s,
             self.cache_mib,
             self.fuse_threads,
             self.verify_every_h,
@@ -238,6 +248,7 @@ impl Config {
             ("commit_interval_ms", self.commit_interval_ms, 1, 60_000),
             ("peer_timeout_s", self.peer_timeout_s, 1, 3600),
             ("drain_timeout_s", self.drain_timeout_s, 0, 3600),
+            ("role_query_s", self.role_query_s, 1, 60),
             ("cache_mib", self.cache_mib, 1, 1 << 20),
             ("fuse_threads", self.fuse_threads, 1, 64),
             ("verify_every_h", self.verify_every_h, 0, 24 * 366),
@@ -269,6 +280,11 @@ impl Config {
     /// Bytes a second that these read at most.
     pub fn verify_rate(&self) -> Option<u64> {
         Some(self.verify_mib_s << 20)
+    }
+
+    /// How long a start waits for peers to say what they are.
+    pub fn role_query(&self) -> Duration {
+        Duration::from_secs(self.role_query_s)
     }
 
     /// How long a clean stop waits for mirrors.

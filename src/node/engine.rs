@@ -2,14 +2,16 @@
 //!
 //! Owns the choice between them. Everything here happens under the volume's operator lock.
 
-use super::catalogue::Role;
+use super::catalogue::{self, Role};
 use super::follow::Follow;
 use super::history::NewEvent;
 use super::master::{Master, ReadOnly, can_write};
 use super::refusal::Refusal;
 use super::registry::{Host, Node};
+use super::roles;
 use super::volumes::chain;
 use crate::ext4::features::Access;
+use crate::mirror::roles::Answer;
 use crate::volume::Volume;
 use crate::volume::parts::{Expect, PartSpec, open_parts};
 use std::sync::Arc;
@@ -37,12 +39,22 @@ impl Engine {
     /// Opens the volume as the catalogue describes it. Nothing is done when it is open. A failure is published in the
     /// view, recorded, and returned.
     pub fn open(&mut self, node: &Arc<Node>, host: &Arc<Host>) -> Result<(), Refusal> {
+        self.open_asked(node, host, None)
+    }
+
+    /// The same, when the peers have been asked already who is the master.
+    pub fn open_asked(
+        &mut self,
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        answers: Option<Vec<Answer>>,
+    ) -> Result<(), Refusal> {
         if self.is_open() {
             return Ok(());
         }
         node.check_running()?;
         node.publish(host, |view| "opening".clone_into(&mut view.condition));
-        match try_open(node, host) {
+        match try_open(node, host, answers) {
             Ok(engine) => {
                 let waits = matches!(engine, Engine::Mirror(_));
                 *self = engine;
@@ -91,10 +103,8 @@ impl Engine {
     }
 }
 
-fn try_open(node: &Arc<Node>, host: &Arc<Host>) -> Result<Engine, Refusal> {
-    let catalogue = node.catalogue.get();
-    let entry = catalogue.volumes.get(host.name());
-    let entry = entry.ok_or_else(|| Refusal::no_volume(host.name()))?;
+/// Opens the parts of a volume of the catalogue.
+pub fn open_volume_of(entry: &catalogue::Volume) -> Result<Arc<Volume>, Refusal> {
     let specs: Vec<PartSpec> = entry
         .parts
         .iter()
@@ -105,8 +115,28 @@ fn try_open(node: &Arc<Node>, host: &Arc<Host>) -> Result<Engine, Refusal> {
         .collect();
     let disks = open_parts(&specs, entry.block_size, Expect::Present, None)?;
     let volume = Volume::new(disks, entry.block_size);
-    let volume = Arc::new(volume.map_err(|e| Refusal::io("parts", chain(&e)))?);
-    match &entry.role {
+    Ok(Arc::new(
+        volume.map_err(|e| Refusal::io("parts", chain(&e)))?,
+    ))
+}
+
+fn try_open(
+    node: &Arc<Node>,
+    host: &Arc<Host>,
+    answers: Option<Vec<Answer>>,
+) -> Result<Engine, Refusal> {
+    let name = host.name();
+    roles::reconcile(node, name)?;
+    let entry = |catalogue: &catalogue::Catalogue| {
+        let entry = catalogue.volumes.get(name).cloned();
+        entry.ok_or_else(|| Refusal::no_volume(name))
+    };
+    let mut now = entry(&node.catalogue.get())?;
+    if roles::before_opening(node, host, &now, answers)?.is_some() {
+        now = entry(&node.catalogue.get())?;
+    }
+    let volume = open_volume_of(&now)?;
+    match &now.role {
         Role::Mirror { master } => {
             Follow::start(node, host, master, Some(volume)).map(Engine::Mirror)
         }

@@ -8,10 +8,12 @@
 use super::driver::time_of_day;
 use super::history::{Moment, NewEvent};
 use super::link::{Frame, Link, LinkEnd};
+use super::lost::LostFiles;
 use super::mounts::Offer;
 use super::protocol::MirrorStatus;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
+use super::roles;
 use super::staging::StagingFile;
 use super::stores::{MapFiles, MirrorParts};
 use super::timer::Timer;
@@ -47,8 +49,21 @@ pub struct Call {
 #[derive(Debug)]
 enum Input {
     Call(Box<Call>),
+    Ask(blocking::Sender<Standing>),
     Stop(blocking::Sender<Result<(), String>>),
 }
+
+/// How a copy stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Its master has called, and has not hung up.
+    pub linked: bool,
+    /// What the master said last of the bytes that it lacks.
+    pub bytes_to_go: u64,
+}
+
+/// A thread at work on a frame answers when it is done with it.
+const STANDING_WITHIN: Duration = Duration::from_secs(30);
 
 /// A running follower.
 #[derive(Debug)]
@@ -86,6 +101,7 @@ impl Follow {
             facts: store,
             maps: Arc::new(MapFiles::new(&dir)),
             staging: Arc::new(StagingFile::of(node, name)),
+            lost: Arc::new(LostFiles::new(node.state.path())),
             clock: node.clock.clone(),
             random: node.random.clone(),
             cache_bytes: node.cache_bytes(),
@@ -126,6 +142,13 @@ impl Follow {
         if self.inbox.try_send(Input::Call(call)).is_err() {
             tracing::warn!("a link is dropped: the mirror's thread is busy with others");
         }
+    }
+
+    /// How the copy stands; `None` when the thread does not say.
+    pub fn standing(&self) -> Option<Standing> {
+        let (reply, answer) = blocking::channel();
+        self.inbox.blocking_send(Input::Ask(reply)).ok()?;
+        answer.recv_timeout(STANDING_WITHIN).ok()
     }
 
     /// Closes the copy in order and ends the thread.
@@ -178,6 +201,13 @@ impl Task {
                 biased;
                 input = inputs.recv() => match input {
                     Some(Input::Call(call)) => self.called(*call).await,
+                    Some(Input::Ask(reply)) => {
+                        // Whoever asked may have given up.
+                        let _ = reply.send(Standing {
+                            linked: self.call.is_some(),
+                            bytes_to_go: self.shown.bytes_to_go,
+                        });
+                    }
                     Some(Input::Stop(reply)) => {
                         let _ = reply.send(self.close().await);
                         return;
@@ -205,6 +235,13 @@ impl Task {
     async fn called(&mut self, call: Call) {
         if self.call.is_some() {
             self.hung_up("the master called anew").await;
+        }
+        if call.link.peer != self.master {
+            // Its lineage goes on from this copy's: whoever handed the call over has looked.
+            self.host.forget_mirror(&self.master);
+            self.master.clone_from(&call.link.peer);
+            self.shown.peer.clone_from(&self.master);
+            self.commits.clear();
         }
         let hello = Frame {
             channel: 0,
@@ -387,6 +424,12 @@ impl Task {
                 }
             }
         }
+        let mut warnings = roles::warnings(&self.node, &self.follower.facts());
+        self.node.publish(&self.host, |view| {
+            view.warnings.retain(|w| w.starts_with("not mounted: "));
+            warnings.append(&mut view.warnings);
+            view.warnings = warnings;
+        });
         self.show_position();
     }
 

@@ -7,6 +7,7 @@ use super::history::NewEvent;
 use super::mounts::Offer;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
+use super::roles;
 use super::stores::MapFiles;
 use super::timer::Timer;
 use super::volumes::chain;
@@ -18,7 +19,7 @@ use crate::mirror::open::{MasterOptions, OpenMaster, open_master};
 use crate::mirror::rate::Rate;
 use crate::units::Txid;
 use crate::volume::Volume;
-use crate::volume::facts::{FactFile, FactStore};
+use crate::volume::facts::{FactFile, FactStore, Facts};
 use crate::volume::mkfs::default_buffer_bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -111,6 +112,19 @@ impl Master {
             );
             Refusal::new(Code::Unusable, chain(&e), remedy)
         })?;
+        Master::open_with(node, host, volume, facts, store)
+    }
+
+    /// The same with facts that are not saved yet: a mirror's, made ready for a promotion. They are saved together with
+    /// the generation of this opening, or not at all.
+    pub fn open_with(
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        volume: Arc<Volume>,
+        facts: Facts,
+        store: Arc<dyn FactStore>,
+    ) -> Result<Master, Refusal> {
+        let dir = node.state.volume(host.name());
         let options = MasterOptions {
             node: node.config.name.clone(),
             facts: store,
@@ -134,6 +148,11 @@ impl Master {
             drivers: BTreeMap::new(),
             commits,
         };
+        let peers: Vec<String> = {
+            let facts = master.open.shared.facts.lock();
+            facts.peers.keys().cloned().collect()
+        };
+        master.told_members(node, peers);
         let warnings = master.warnings();
         let (stats, block) = (
             master.open.shared.journal.stats(),
@@ -162,6 +181,21 @@ impl Master {
             mirror: false,
         });
         Ok(master)
+    }
+
+    /// The last transaction before this opening.
+    pub fn fork(&self) -> Txid {
+        self.open.shared.fork
+    }
+
+    /// The last transaction committed.
+    pub fn committed(&self) -> Txid {
+        self.open.shared.journal.last_committed()
+    }
+
+    /// The nodes that have a part in the volume are these mirrors and this one: mirrors are told.
+    pub fn told_members(&self, node: &Node, mirrors: impl IntoIterator<Item = String>) {
+        *self.open.shared.members.lock() = roles::members(node, mirrors);
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -201,6 +235,9 @@ impl Master {
             let known = facts.peers.get(peer);
             known.map(|k| k.record.clone()).unwrap_or_default()
         };
+        let mut peers = self.peers();
+        peers.push(peer.to_owned());
+        self.told_members(node, peers);
         let shared = self.open.shared.clone();
         let mirror = Mirror::new(shared, peer.to_owned(), slot, record, Rate::new(rate));
         self.drive(node, host, mirror)

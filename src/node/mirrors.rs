@@ -10,7 +10,7 @@ use super::link::{Frame, Link};
 use super::protocol::{MirrorAction, VolumeStatus};
 use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
-use super::volumes;
+use super::{roles, volumes};
 use crate::mirror::master::Request;
 use crate::wire::message::Message;
 use states::{Cause, MinorCause};
@@ -235,13 +235,30 @@ pub async fn incoming(node: Arc<Node>, mut link: Link, place: OwnedSemaphorePerm
         Ok(Err(end)) => return tracing::info!(peer, "a link ended before it said anything: {end}"),
         Err(_) => return tracing::warn!(peer, "a link said nothing within {HELLO_WITHIN:?}"),
     };
-    let Message::Hello {
-        volume, volume_id, ..
-    } = &hello.header
-    else {
-        return tracing::warn!(peer, "a link did not begin with a greeting");
+    let (volume, volume_id) = match &hello.header {
+        Message::Hello {
+            volume, volume_id, ..
+        } => (volume.clone(), *volume_id),
+        Message::RoleQuery {
+            volume,
+            volume_id,
+            standing,
+            ..
+        } => {
+            let (volume, id, standing) = (volume.clone(), *volume_id, *standing);
+            let asked = peer.clone();
+            let answered = tokio::task::spawn_blocking(move || {
+                roles::answer(&node, &asked, &volume, id, standing)
+            });
+            if let Ok(answer) = answered.await {
+                let _ = link.sender.send(roles::frame(answer)).await;
+            }
+            // The asker hangs up when it has heard.
+            let _ = timeout(HELLO_WITHIN, link.receiver.recv()).await;
+            return;
+        }
+        _ => return tracing::warn!(peer, "a link did not begin with a greeting"),
     };
-    let (volume, volume_id) = (volume.clone(), *volume_id);
     let sender = link.sender.clone();
     let taken = tokio::task::spawn_blocking(move || {
         let mut call = Some(Box::new(Call { link, hello, place }));
@@ -325,6 +342,9 @@ fn take(
         Ok(held) => held,
         Err(busy) => return minor(MinorCause::PartsBusy, busy.message),
     };
+    if let Some(call) = call.as_ref() {
+        roles::called(node, &host, &mut held, &master, &call.hello.header)?;
+    }
     let catalogue = node.catalogue.get();
     let entry = catalogue.volumes.get(name);
     match entry.map(|e| &e.role) {

@@ -38,6 +38,8 @@ mod tools;
 
 mod stores;
 
+mod lost;
+
 mod timer;
 
 pub mod driver;
@@ -49,6 +51,9 @@ pub mod follow;
 pub mod engine;
 
 mod verify;
+
+mod roles;
+
 mod volumes;
 
 mod mirrors;

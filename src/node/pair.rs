@@ -7,6 +7,7 @@
 
 mod tree;
 
+use super::lost::LostFiles;
 use super::staging::StagingFile;
 use super::stores::MapFiles;
 use crate::fs::FsError;
@@ -183,6 +184,7 @@ impl Pair {
             facts: Arc::new(FactFile::new(dir.join("beta.facts"))),
             maps: Arc::new(MapFiles::new(dir)),
             staging: Arc::new(StagingFile::at(dir.join("beta.staging"))),
+            lost: Arc::new(LostFiles::new(dir)),
             clock: clock.clone(),
             random,
             cache_bytes: CACHE_BYTES,

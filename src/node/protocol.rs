@@ -116,6 +116,15 @@ pub enum Request {
         repair: Option<Repair>,
         rate: Option<u64>,
     },
+    Promote {
+        name: String,
+        force: bool,
+    },
+    Rejoin {
+        name: String,
+        master: String,
+        discard: Option<String>,
+    },
 }
 
 /// Which copy `verify` repairs from the other.
@@ -146,6 +155,8 @@ impl Request {
             | Request::VolumeAdopt { .. }
             | Request::VolumeTune { .. }
             | Request::VolumeCheck { .. }
+            | Request::Promote { .. }
+            | Request::Rejoin { .. }
             | Request::Verify { .. } => Some(Duration::from_secs(86_400)),
             _ => Some(Duration::from_secs(60)),
         }

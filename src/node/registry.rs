@@ -14,7 +14,7 @@ use super::mounts::{Mounts, Settings};
 use super::protocol::{Status, VERSION, VolumeStatus};
 use super::refusal::{Code, Refusal};
 use super::state_dir::StateDir;
-use super::{mirrors, volumes};
+use super::{mirrors, roles, volumes};
 use crate::io::file::{SystemClock, SystemRandom};
 use crate::io::{Clock, Random};
 use parking_lot::RwLock;
@@ -208,6 +208,8 @@ impl Node {
 
     /// Opens every volume, one after the other; a failure stops none of the others.
     pub fn open_all(self: &Arc<Node>) {
+        // Side by side: an unreachable peer costs one wait, not one for each volume.
+        let mut answers = roles::ask_for_all(self);
         for host in self.hosts() {
             if self.is_stopping() {
                 return;
@@ -215,7 +217,9 @@ impl Node {
             host.mounts.clear_stale();
             match host.hold("opening") {
                 // What went wrong is in the view and in the history.
-                Ok(mut held) => drop(held.open(self, &host)),
+                Ok(mut held) => {
+                    drop(held.open_asked(self, &host, answers.remove(host.name())));
+                }
                 Err(busy) => tracing::warn!("{busy}"),
             }
         }

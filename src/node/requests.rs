@@ -8,7 +8,7 @@ use super::peers;
 use super::protocol::{Line, Request};
 use super::refusal::{Code, Refusal};
 use super::registry::Node;
-use super::{mirrors, verify, volumes};
+use super::{mirrors, roles, verify, volumes};
 use serde::Serialize;
 use serde_json::Value;
 use states::State;
@@ -104,6 +104,12 @@ impl Node {
                 repair,
                 rate,
             } => verify::verify(self, &name, peer.as_deref(), repair, rate, answer)?,
+            Request::Promote { name, force } => roles::promote(self, &name, force, answer)?,
+            Request::Rejoin {
+                name,
+                master,
+                discard,
+            } => roles::rejoin(self, &name, &master, discard.as_deref())?,
             // Answered on the runtime.
             Request::Status { .. }
             | Request::VolumeList

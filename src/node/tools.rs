@@ -134,6 +134,26 @@ pub fn check(parts: &[PathBuf], scratch: &Path, note: impl Fn(&str)) -> Result<(
     ))
 }
 
+/// e2fsck -fy over the parts: whatever is there becomes a file system, if it can.
+pub fn repair(parts: &[PathBuf], scratch: &Path) -> Result<(), Refusal> {
+    let joined = join(parts, scratch).map_err(|e| Refusal::io("reading the parts", e))?;
+    let out = run("e2fsck", &["-f", "-y"], &joined.path)?;
+    // 1: errors were corrected; 2: and the machine should be restarted, if it were its root.
+    let mended = matches!(out.status.code(), Some(0..=3));
+    part_again(&joined, parts).map_err(|e| Refusal::io("writing the parts", e))?;
+    match mended {
+        true => Ok(()),
+        false => Err(Refusal::new(
+            Code::Unusable,
+            format!(
+                "e2fsck can not make a file system of this copy ({})",
+                out.status
+            ),
+            "take another copy",
+        )),
+    }
+}
+
 /// Gives the file system another journal of `bytes`, rounded up to whole MiB.
 pub fn tune(parts: &[PathBuf], block_size: u32, scratch: &Path, bytes: u64) -> Result<(), Refusal> {
     let blocks = bytes / u64::from(block_size);

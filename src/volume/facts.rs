@@ -69,6 +69,18 @@ pub struct Facts {
     pub tainted: bool,
     /// On a master: its mirrors, by the name of their node.
     pub peers: BTreeMap<String, PeerFacts>,
+    /// On a mirror: blocks differ from the state at `applied`; this side's own dirty map says which.
+    #[serde(default)]
+    pub own_dirty: bool,
+    /// On a mirror: its master, by this node's name for it, as of the last change of role; the catalogue follows it.
+    #[serde(default)]
+    pub master: String,
+    /// Every node that has a part in the volume, as the master last said.
+    #[serde(default)]
+    pub members: Vec<Member>,
+    /// This node, a master, has told another one to be the master, and has not heard what became of it.
+    #[serde(default)]
+    pub handing_over: Option<HandingOver>,
 }
 
 impl Facts {
@@ -94,8 +106,33 @@ impl Facts {
             chain: 0,
             tainted: false,
             peers: BTreeMap::new(),
+            own_dirty: false,
+            master: String::new(),
+            members: Vec::new(),
+            handing_over: None,
         }
     }
+}
+
+/// A node that has a part in a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name, as the master knows it.
+    pub name: String,
+    /// Where it listens; empty where that is not known.
+    pub address: String,
+    /// Its key, as `node fingerprint` prints it.
+    pub fingerprint: String,
+}
+
+/// A hand-over whose end is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HandingOver {
+    /// The peer that may be the master.
+    pub to: String,
+    /// Names the hand-over.
+    #[serde(with = "json::hex64")]
+    pub token: u64,
 }
 
 /// What a node is for one volume.

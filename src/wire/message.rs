@@ -2,7 +2,8 @@
 //! header is raw bytes whose length the header implies. Never carries a path: a master does not name files on another
 //! machine.
 //!
-//! One connection serves one mirror of one volume. The master connects. The order of a session is: `Hello`/`Welcome`,
+//! A connection that begins with `RoleQuery` carries one question and its answer; one that begins with `Prepare` hands
+//! a volume over. Any other serves one mirror of one volume; the master connects. The order of a session is: `Hello`/`Welcome`,
 //! `MakeParts`/`PartsReady`, `Ask`/`History`, `Begin`/`Ready`, then the stream: `Bulk` and transactions from the master,
 //! `Ack` from the mirror. Frames of the stream carry a sequence number; an `Ack` names the last one that is durable.
 
@@ -135,6 +136,43 @@ pub struct MasterStatus {
     pub bytes_sequenced: u64,
     /// The lowest transaction that every mirror of the volume has: the log is kept from here on, for whoever is promoted.
     pub floor: u64,
+    /// Every node that has a part in the volume, the master among them.
+    pub members: Vec<Member>,
+}
+
+/// A node that has a part in a volume: its master, or one of its mirrors.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Default)]
+pub struct Member {
+    /// Its name, as the node that speaks knows it.
+    pub name: String,
+    /// Where it listens, as far as that is known.
+    pub address: String,
+    /// Its key, by which it is recognised whatever it is called.
+    pub fingerprint: String,
+}
+
+/// What a node is for a volume.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has no such volume.
+    Absent,
+    /// Its master.
+    Master,
+    /// A mirror.
+    Mirror,
+}
+
+/// Where a mirror stands, as a master that hands over knows it.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which node.
+    pub member: Member,
+    /// It has everything up to this transaction, ...
+    pub position: u64,
+    /// ... and the blocks in which it differs from the state at the hand-over are in the map that goes with this.
+    pub through: u64,
+    /// There is no such map: it is to be compared.
+    pub lost: bool,
 }
 
 /// The header of a frame.
@@ -150,6 +188,8 @@ pub enum Message {
         volume: String,
         /// The volume's id.
         volume_id: u128,
+        /// The master's lineage, oldest first: by it a mirror of another master knows its new one.
+        generations: Vec<Fork>,
     },
     /// Mirror: the call is taken.
     Welcome {
@@ -180,6 +220,13 @@ pub enum Message {
     PartsReady,
     /// Master: what do you have?
     Ask,
+    /// Mirror, before its `History`: blocks in which its copy differs from the state that its history names.
+    Dirty {
+        /// Which blocks.
+        ranges: Vec<Range>,
+        /// What differs is not known: it is to be compared.
+        lost: bool,
+    },
     /// Mirror: this.
     History(History),
     /// Master: the stream begins. Payload: the 1024 bytes of the volume's superblock.
@@ -299,6 +346,77 @@ pub enum Message {
     },
     /// Master: how it stands.
     Status(MasterStatus),
+    /// First on a connection of its own: what are you for this volume? Nothing changes by it.
+    RoleQuery {
+        /// `PROTOCOL_VERSION`.
+        version: u32,
+        /// The calling node's name.
+        node: String,
+        /// The volume's name.
+        volume: String,
+        /// The volume's id.
+        volume_id: u128,
+        /// What the calling node is.
+        standing: Standing,
+        /// The hand-over with this token is void, if it has not been carried out.
+        revoke: Option<u64>,
+    },
+    /// The answer.
+    RoleAnswer {
+        /// What the answering node is.
+        standing: Standing,
+        /// A mirror's master.
+        master: Option<Member>,
+        /// Its lineage, oldest first.
+        generations: Vec<Fork>,
+        /// The last transaction that it has.
+        applied: u64,
+    },
+    /// Master, first on a connection of its own: could you be the master, with everything up to `txid`?
+    Prepare {
+        /// `PROTOCOL_VERSION`.
+        version: u32,
+        /// The volume's name.
+        volume: String,
+        /// The volume's id.
+        volume_id: u128,
+        /// Names this hand-over.
+        token: u64,
+        /// The last transaction.
+        txid: u64,
+        /// The transaction chain hash there.
+        chain: u64,
+    },
+    /// Mirror: yes (`refusal` is empty), or why not.
+    Prepared {
+        /// Which hand-over.
+        token: u64,
+        /// Why not.
+        refusal: String,
+    },
+    /// Master, before `HandOver`: blocks in which one of the other mirrors differs.
+    HandOverMap {
+        /// Its index in `HandOver::places`.
+        place: u32,
+        /// Which blocks.
+        ranges: Vec<Range>,
+    },
+    /// Master: be the master. This node writes no more.
+    HandOver {
+        /// Which hand-over.
+        token: u64,
+        /// The other nodes of the volume, this one among them.
+        places: Vec<Place>,
+    },
+    /// The new master: it is done (`refusal` is empty), or why not; then nothing was changed.
+    HandedOver {
+        /// Which hand-over.
+        token: u64,
+        /// Why not.
+        refusal: String,
+        /// Its lineage, oldest first.
+        generations: Vec<Fork>,
+    },
     /// Either side: are you there?
     Ping {
         /// Comes back in the answer.

@@ -22,6 +22,7 @@ mod killed;
 mod mounts;
 mod oracles;
 mod recipe;
+mod roles;
 mod severe;
 mod stopped;
 mod visible;

@@ -9,6 +9,7 @@ use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
 use lockstepfs::io::{Clock, Disk, Timespec};
 use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::follower::{Env, Follower, Output, PartStore, failure};
+use lockstepfs::mirror::lost::{LostStore, LostWriter};
 use lockstepfs::mirror::master::{Action, Mirror, Request};
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::rate::Rate;
@@ -72,6 +73,16 @@ impl StagingStore for Staging {
     fn remove(&self) -> std::io::Result<()> {
         *self.disk.lock() = None;
         Ok(())
+    }
+}
+
+/// There is one master here, so nothing is given up.
+#[derive(Debug)]
+struct NothingLost;
+
+impl LostStore for NothingLost {
+    fn begin(&self, volume: &str, id: &str) -> std::io::Result<Box<dyn LostWriter>> {
+        panic!("{id} of {volume} would be given up");
     }
 }
 
@@ -272,6 +283,7 @@ impl World {
             facts: Arc::clone(&self.mirror_facts) as Arc<dyn FactStore>,
             maps: Arc::clone(&self.mirror_maps) as Arc<dyn MapStore>,
             staging: Arc::clone(&self.staging) as Arc<dyn StagingStore>,
+            lost: Arc::new(NothingLost),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             random: Arc::new(self.random.fork()),
             cache_bytes: 8 << 20,

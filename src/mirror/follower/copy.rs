@@ -235,6 +235,7 @@ impl Follower {
                 facts.switching = None;
             }
             facts.copy = Copy::Complete;
+            facts.own_dirty = false;
             facts.consistent_at = consistent_at;
             facts.applied = consistent_at;
             facts.high_txid = facts.high_txid.max(consistent_at);

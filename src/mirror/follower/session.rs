@@ -3,10 +3,18 @@
 use states::Cause;
 
 use super::{Copying, Follower, Output, Phase, protocol, refused};
+use crate::mirror::roles::{Relation, StepBack, lineage, own_dirty, relation};
 use crate::mirror::{MirrorError, guard};
-use crate::units::{BlockNo, Generation, Txid};
-use crate::volume::facts::{Copy, Lineage, Role};
-use crate::wire::message::{self as wire, Fork, History, Message, Mode, PROTOCOL_VERSION};
+use crate::units::{BlockNo, Txid};
+use crate::volume::facts::{Copy, Lineage, Member, Role};
+use crate::wire::message::{
+    self as wire, Fork, History, MasterStatus, Message, Mode, PROTOCOL_VERSION,
+};
+
+/// Runs of blocks in one `Dirty` frame: 16 bytes each, well below a header's limit.
+const DIRTY_RANGES: usize = 16 << 10;
+/// Nodes of a volume that are remembered: eight mirrors and their master, twice over.
+const MAX_MEMBERS: usize = 18;
 
 /// How a stream begins.
 pub(super) struct Start {
@@ -22,8 +30,10 @@ impl Follower {
         version: u32,
         volume: &str,
         volume_id: u128,
+        master: &str,
+        generations: &[Fork],
         out: &mut Vec<Output>,
-    ) {
+    ) -> Result<(), MirrorError> {
         if std::mem::take(&mut self.failed) {
             // Whoever mended the disk asks again: the parts are opened anew, and the log is recovered.
             if self.following().is_some() {
@@ -33,7 +43,9 @@ impl Follower {
             self.current = None;
             self.volume = None;
         }
+        let theirs = lineage(generations);
         let facts = self.facts.lock();
+        let relation = relation(&facts.generations, &theirs);
         let refusal = if version != PROTOCOL_VERSION {
             let detail =
                 format!("this node speaks version {PROTOCOL_VERSION}, the master {version}");
@@ -47,10 +59,20 @@ impl Follower {
                 self.env.node, facts.volume_id
             );
             Some((Cause::NameTaken, detail))
+        } else if relation == Relation::Ahead && facts.volume_id != 0 {
+            let detail = format!(
+                "{volume} on {} follows a history that goes on from this master's: {master} is its master no more",
+                self.env.node
+            );
+            Some((Cause::TwoMasters, detail))
         } else {
             None
         };
         drop(facts);
+        let refusal = match (refusal, relation) {
+            (None, Relation::Behind { fork }) => self.step_back_to(fork, &theirs, master, out)?,
+            (refusal, _) => refusal,
+        };
         out.push(Output::Send(
             match refusal {
                 Some((cause, detail)) => refused(cause, detail),
@@ -64,6 +86,90 @@ impl Follower {
             },
             Vec::new(),
         ));
+        Ok(())
+    }
+
+    /// A new master's history left this copy's at `fork`. What this copy has beyond it is kept aside.
+    fn step_back_to(
+        &mut self,
+        fork: Txid,
+        theirs: &[Lineage],
+        master: &str,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<(Cause, String)>, MirrorError> {
+        let Some(volume) = self.volume.clone() else {
+            return Ok(None);
+        };
+        // A copy that is being made, or repaired, has no log to go back in: the histories decide.
+        if self.applied() <= fork || !self.is_consistent() {
+            return Ok(None);
+        }
+        if self.following().is_some() {
+            out.push(Output::Withdraw);
+        }
+        out.extend(self.close()?);
+        let mut facts = self.facts.lock().clone();
+        let stepped = StepBack {
+            volume: &volume,
+            facts: &*self.env.facts,
+            maps: &*self.env.maps,
+            lost: &*self.env.lost,
+            node: &self.env.node,
+            master,
+            theirs,
+            discard: false,
+        }
+        .carry_out(&mut facts);
+        let stepped = match stepped {
+            Err(MirrorError::Refused { cause, detail }) => {
+                self.follow(out)?;
+                return Ok(Some((cause, detail)));
+            }
+            other => other?,
+        };
+        tracing::warn!(volume = %self.name, "{stepped}");
+        *self.facts.lock() = facts;
+        if self.is_consistent() {
+            self.follow(out)?;
+        }
+        Ok(None)
+    }
+
+    /// What this side has: its dirty blocks, then its history.
+    pub(super) fn answer(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        let mut history = self.history();
+        if self.facts.lock().own_dirty {
+            let volume = self.volume()?;
+            match own_dirty(&volume, &self.facts.lock(), &*self.env.maps) {
+                Ok(dirty) => {
+                    history.dirty_blocks = dirty.count();
+                    let ranges: Vec<_> = dirty.iter().map(wire::Range::from).collect();
+                    for chunk in ranges.chunks(DIRTY_RANGES) {
+                        let ranges = chunk.to_vec();
+                        let lost = false;
+                        out.push(Output::Send(Message::Dirty { ranges, lost }, Vec::new()));
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(volume = %self.name, %error, "what differs here is not known any more");
+                    let (ranges, lost) = (Vec::new(), true);
+                    out.push(Output::Send(Message::Dirty { ranges, lost }, Vec::new()));
+                }
+            }
+        }
+        out.push(Output::Send(Message::History(history), Vec::new()));
+        Ok(())
+    }
+
+    /// The nodes of the volume, as the master names them: whoever takes over finds the others by it.
+    pub(super) fn note_members(&mut self, status: &MasterStatus) -> Result<(), MirrorError> {
+        let members: Vec<Member> = status.members.iter().map(Member::from).collect();
+        let mut facts = self.facts.lock();
+        if facts.members != members && members.len() <= MAX_MEMBERS {
+            facts.members = members;
+            self.env.facts.save(&facts)?;
+        }
+        Ok(())
     }
 
     pub(super) fn make_parts(
@@ -162,13 +268,7 @@ impl Follower {
         if superblock.len() != 1024 && home {
             return Err(protocol("a copy begins with the superblock's 1024 bytes"));
         }
-        let lineage: Vec<Lineage> = generations
-            .iter()
-            .map(|fork| Lineage {
-                generation: Generation(fork.generation),
-                fork: Txid(fork.fork),
-            })
-            .collect();
+        let lineage = lineage(generations);
         match mode {
             Mode::InSync => {
                 let Phase::Following(following) = &self.phase else {

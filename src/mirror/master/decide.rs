@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use states::reconnect::{self, Conflict, CopyFrom, Decision, Outcome, Repair};
-use states::{Decided, Event};
+use states::{Cause, Decided, Event, MinorCause};
 
-use super::{Action, Mirror};
+use super::{Action, Mirror, STEP_TIMEOUT};
 use crate::mirror::MirrorError;
 use crate::mirror::committed::chain_at;
+use crate::mirror::ranges::RangeSet;
 use crate::mirror::stream::Phase;
 use crate::units::{BlockNo, Txid};
-use crate::wire::message::{CopyState, Fork, History, Message, Mode};
+use crate::wire::message::{CopyState, Fork, History, Message, Mode, PROTOCOL_VERSION, Range};
+
+/// Runs of blocks that a mirror may name as different; beyond it a comparison takes less memory.
+const MAX_DIRTY_RANGES: usize = 1 << 18;
 
 impl Mirror {
     pub(super) fn decide(&mut self, history: History, now: Duration, out: &mut Vec<Action>) {
@@ -105,7 +109,7 @@ impl Mirror {
             },
             consistent_at: (theirs.consistent_at != u64::MAX).then_some(theirs.consistent_at),
             tainted: theirs.tainted,
-            map: None,
+            map: self.their_map(theirs),
             may_rejoin: false,
         };
         let chain = reconnect::last_shared(&master, &mirror)
@@ -117,6 +121,83 @@ impl Mirror {
                 master: chain_at(journal, Txid(at)),
             });
         reconnect::decide(&master, &mirror, chain)
+    }
+
+    pub(super) fn hello(&mut self, now: Duration, out: &mut Vec<Action>) {
+        self.step_deadline = Some(now + STEP_TIMEOUT);
+        let volume_id = self.shared.facts.lock().volume_id;
+        out.push(Action::Send(
+            Message::Hello {
+                version: PROTOCOL_VERSION,
+                node: self.shared.node.clone(),
+                volume: self.shared.name.clone(),
+                volume_id,
+                generations: self.lineage(),
+            },
+            Vec::new(),
+        ));
+    }
+
+    /// The mirror's side says no.
+    pub(super) fn refused(
+        &mut self,
+        code: &str,
+        detail: String,
+        severe: bool,
+        now: Duration,
+        out: &mut Vec<Action>,
+    ) {
+        self.detail = format!("{} says: {detail}", self.peer);
+        self.step_deadline = None;
+        let event = match (severe, code.parse::<Cause>()) {
+            (true, Ok(cause)) if self.streaming => Event::MirrorFailed(cause),
+            (true, Ok(cause)) => Event::SevereFailure(cause),
+            (true, Err(_)) => Event::SevereFailure(Cause::MirrorDamaged),
+            (false, _) => Event::MinorFailure(code.parse().unwrap_or(MinorCause::BadFrame)),
+        };
+        self.fire(event, now, out);
+    }
+
+    /// What the mirror said to differ from its own history, before it said what that is.
+    pub(super) fn note_their_dirty(
+        &mut self,
+        ranges: &[Range],
+        lost: bool,
+    ) -> Result<(), MirrorError> {
+        let blocks = self.shared.volume.blocks_count();
+        let Some(dirty) = self.their_dirty.as_mut().filter(|_| !lost) else {
+            self.their_dirty = None;
+            return Ok(());
+        };
+        for range in ranges {
+            if range
+                .start
+                .checked_add(range.len)
+                .is_none_or(|end| end > blocks)
+            {
+                return Err(MirrorError::Protocol(format!(
+                    "{} dirty blocks from {} on do not lie in the volume",
+                    range.len, range.start
+                )));
+            }
+            dirty.insert((*range).into());
+        }
+        if dirty.len() > MAX_DIRTY_RANGES {
+            self.their_dirty = None;
+        }
+        Ok(())
+    }
+
+    fn their_map(&self, theirs: &History) -> Option<reconnect::DirtyMap> {
+        let counted = self.their_dirty.as_ref().map(RangeSet::count);
+        // What it counted and what arrived must agree: a map of which a part is missing is lost.
+        let lost = counted != Some(theirs.dirty_blocks);
+        (lost || theirs.dirty_blocks > 0).then_some(reconnect::DirtyMap {
+            bits_set: theirs.dirty_blocks,
+            from_txid: theirs.durable,
+            through_txid: theirs.durable,
+            lost,
+        })
     }
 
     pub(super) fn lineage(&self) -> Vec<Fork> {
@@ -217,6 +298,14 @@ impl Mirror {
                 };
                 if state.map.coverage().is_none() {
                     state.map.cover(generation, from, from);
+                }
+                // The mirror keeps its own record until the copy is whole: it is added again after a failure.
+                let theirs = self.their_dirty.take().unwrap_or_default();
+                for range in theirs.iter() {
+                    if let Err(error) = state.map.set(range) {
+                        tracing::error!(%error, "the dirty map can not be written");
+                        state.map_lost = true;
+                    }
                 }
                 let phase = Phase::Copy {
                     cursor: BlockNo(0),

@@ -54,6 +54,7 @@ impl Mirror {
             bytes_bulk: status.bytes_bulk,
             bytes_sequenced: status.bytes_sequenced,
             floor: floor::lowest(&self.shared.slots).0,
+            members: self.shared.members.lock().clone(),
         }
     }
 }

@@ -1,0 +1,86 @@
+//! A mirror becomes the master: what changes in its facts. `open_master` mints the generation and saves both at once, so
+//! that a node is never a master without a history of its own.
+
+use std::collections::BTreeMap;
+
+use crate::mirror::MirrorError;
+use crate::mirror::dirty::DirtyMap;
+use crate::mirror::floor;
+use crate::mirror::open::{MapStore, open_map};
+use crate::mirror::ranges::RangeSet;
+use crate::units::{Generation, Txid};
+use crate::volume::Volume;
+use crate::volume::facts::{Copy, Facts, PeerFacts, PeerRecord, Role};
+
+/// What is known of one of the volume's other nodes at a change of roles.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heir {
+    /// It has everything up to this transaction, ...
+    pub position: Txid,
+    /// ... and differs in these blocks from the state at `through`.
+    pub dirty: RangeSet,
+    /// The map accounts for everything between `position` and this.
+    pub through: Txid,
+    /// There is no such account: it is to be compared.
+    pub lost: bool,
+}
+
+/// The facts of a mirror that is about to be opened as the master. `peers` are the other nodes of the volume, by the
+/// names that this one has for them, and what the old master said of each; for those of which it said nothing, what this
+/// mirror kept for the others is made ready. Their dirty maps are made here, durably.
+pub fn master_facts(
+    volume: &Volume,
+    facts: &Facts,
+    maps: &dyn MapStore,
+    peers: &BTreeMap<String, Option<Heir>>,
+) -> Result<Facts, MirrorError> {
+    let mut next = Facts {
+        role: Role::Master,
+        copy: Copy::Complete,
+        consistent_at: Txid(0),
+        own_dirty: false,
+        master: String::new(),
+        handing_over: None,
+        peers: BTreeMap::new(),
+        ..facts.clone()
+    };
+    let blocks = volume.blocks_count();
+    let (told, unknown): (Vec<_>, Vec<_>) = peers.iter().partition(|(_, heir)| heir.is_some());
+    let unknown: Vec<String> = unknown.into_iter().map(|(peer, _)| peer.clone()).collect();
+    floor::seed(maps, &mut next, blocks, &unknown)?;
+    let generation = facts
+        .generations
+        .last()
+        .map_or(Generation(0), |lineage| lineage.generation);
+    for (peer, heir) in told {
+        let Some(heir) = heir else { continue };
+        let (disk, _) = open_map(maps, blocks, peer)?;
+        // What an earlier time as the master left there is of another history.
+        let mut map = DirtyMap::create(disk, facts.volume_id, blocks)?;
+        let given_up = !heir.lost && heir.through > heir.position;
+        if given_up {
+            for range in heir.dirty.iter() {
+                map.set(range)?;
+            }
+            map.cover(generation, heir.position, heir.through);
+            map.flush()?;
+        }
+        next.peers.insert(
+            peer.clone(),
+            PeerFacts {
+                acked: heir.position,
+                cracked: given_up,
+                record: PeerRecord {
+                    secured: true,
+                    ..PeerRecord::default()
+                },
+            },
+        );
+    }
+    // A copy that something else wrote to is no base for anybody's differences; it is this volume's content from now on.
+    for known in next.peers.values_mut() {
+        known.record.changed_outside |= facts.tainted;
+    }
+    next.tainted = false;
+    Ok(next)
+}

@@ -1,0 +1,436 @@
+//! An old master, or a mirror that was ahead, gives up what only it has and becomes a mirror at the fork.
+//!
+//! Owns the order that makes a power cut at any step harmless: the blocks are kept aside first, then recorded as
+//! different, then the facts change, in one save; only then the guard goes up. Done again after a cut, it comes to the
+//! same. Never guesses: where it is not known which blocks differ, it refuses, unless the operator gave the copy up; then
+//! all of it is compared.
+
+use std::fmt;
+use std::sync::Arc;
+
+use states::Cause;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Relation, relation, shared_lineage};
+use crate::fs::{How, open_volume};
+use crate::journal::{Journal, ResumeEnd, TxnInfo};
+use crate::mirror::committed::Committed;
+use crate::mirror::dirty::{DirtyError, DirtyMap};
+use crate::mirror::floor::HEIR;
+use crate::mirror::lost::{LostIndex, LostStore, pieces};
+use crate::mirror::open::MapStore;
+use crate::mirror::ranges::RangeSet;
+use crate::mirror::shipment::touched;
+use crate::mirror::{MirrorError, guard, stamps};
+use crate::units::{BlockNo, BlockRange, Generation, Txid};
+use crate::volume::Volume;
+use crate::volume::facts::{Copy, FactStore, Facts, Lineage, Role};
+
+/// Names this side's own dirty map in the map store; no peer can have this name.
+pub const OWN_MAP: &str = "=own";
+
+/// What stepping back needs. The volume is closed.
+pub struct StepBack<'a> {
+    /// The parts.
+    pub volume: &'a Arc<Volume>,
+    /// Keeps facts.
+    pub facts: &'a dyn FactStore,
+    /// Keeps maps.
+    pub maps: &'a dyn MapStore,
+    /// Keeps aside what is given up.
+    pub lost: &'a dyn LostStore,
+    /// This node's name.
+    pub node: &'a str,
+    /// The new master's name.
+    pub master: &'a str,
+    /// The new master's history.
+    pub theirs: &'a [Lineage],
+    /// The operator has given up what only this side has, whatever it is.
+    pub discard: bool,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stepped {
+    /// The last transaction that both have.
+    pub shared: Txid,
+    /// The last transaction that this side had.
+    pub last: Txid,
+    /// Blocks recorded as different.
+    pub dirty_blocks: u64,
+    /// The copy is to be compared: it is not known where it differs.
+    pub compare: bool,
+    /// Under which name what only this side had was kept aside, if there was anything.
+    pub kept: Option<String>,
+}
+
+impl fmt::Display for Stepped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.last <= self.shared {
+            write!(f, "nothing of this copy is given up")?;
+        } else {
+            write!(
+                f,
+                "transactions {} to {} of this copy are given up",
+                self.shared.next(),
+                self.last
+            )?;
+        }
+        match &self.kept {
+            Some(id) => write!(f, " and kept aside as {id}")?,
+            None if self.last > self.shared => write!(f, "; no block of them could be kept aside")?,
+            None => {}
+        }
+        match self.compare {
+            true => write!(f, "; the copy will be compared by checksums"),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What a closed volume has.
+struct Survey {
+    journal: Arc<Journal>,
+    /// What the log holds; `None` when it can not be told.
+    infos: Option<Vec<TxnInfo>>,
+    last: Txid,
+    chain: u64,
+    changed: Option<String>,
+}
+
+fn survey(volume: &Arc<Volume>, facts: &Facts) -> Result<Survey, MirrorError> {
+    let base = facts.high_txid.max(facts.applied);
+    let opened = open_volume(Arc::clone(volume), base, How::ReadWrite)?;
+    let journal = opened.journal;
+    let changed = match &facts.stamps {
+        Some(expected) => stamps::changed(expected, &stamps::read(volume)?),
+        None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
+        None => None,
+    };
+    let (mut last, mut chain) = (facts.applied, facts.chain);
+    if let Some(head) = facts.head.filter(|head| head.txid > last) {
+        (last, chain) = (head.txid, head.chain);
+    }
+    if let Some(recovery) = &opened.recovered
+        && let Some(txid) = recovery.last.filter(|txid| *txid > last)
+    {
+        (last, chain) = (txid, recovery.chain.unwrap_or(0));
+    }
+    let mut infos = None;
+    if let (None, Some(tail)) = (&changed, &facts.tail) {
+        let end = match facts.head {
+            Some(head) => ResumeEnd::Clean(head),
+            None => ResumeEnd::Recovered,
+        };
+        match journal.resume(&facts.segments, tail, end) {
+            Ok(found) => {
+                if let Some(info) = found.last().filter(|info| info.txid > last) {
+                    (last, chain) = (info.txid, info.chain);
+                }
+                infos = Some(found);
+            }
+            Err(error) => tracing::warn!(%error, "the log can not be resumed"),
+        }
+    }
+    Ok(Survey {
+        journal,
+        infos,
+        last,
+        chain,
+        changed,
+    })
+}
+
+impl StepBack<'_> {
+    fn refused(&self, detail: String) -> MirrorError {
+        MirrorError::Refused {
+            cause: Cause::Diverged,
+            detail,
+        }
+    }
+
+    /// Steps back; `facts` are what the fact file says, and what it says afterwards.
+    pub fn carry_out(&self, facts: &mut Facts) -> Result<Stepped, MirrorError> {
+        let block_size = self.volume.block_size();
+        if facts.switching.is_some() {
+            return Err(self.refused("a staged resync is being brought home".to_string()));
+        }
+        let found = survey(self.volume, facts)?;
+        let ours = facts.generations.clone();
+        let shared = match relation(&ours, self.theirs) {
+            Relation::Behind { fork } => Some(fork.min(found.last)),
+            Relation::Equal => Some(found.last),
+            Relation::Diverged { shared } if self.discard => Some(shared.min(found.last)),
+            Relation::Diverged { .. } => {
+                return Err(self.refused(format!(
+                    "{} and {} have each been opened alone",
+                    self.node, self.master
+                )));
+            }
+            Relation::Ahead | Relation::Unrelated if self.discard => None,
+            Relation::Ahead | Relation::Unrelated => {
+                return Err(self.refused(format!(
+                    "the history of {} does not go on from this one",
+                    self.master
+                )));
+            }
+        };
+        if let Some(what) = found.changed.as_ref().filter(|_| !self.discard) {
+            return Err(self.refused(format!("it was changed from outside: {what}")));
+        }
+        let dirty = match shared {
+            Some(shared) if found.changed.is_none() => self.beyond(&found, facts, shared)?,
+            _ => None,
+        };
+        let shared = shared.unwrap_or_default();
+        if dirty.is_none() && !self.discard {
+            return Err(self.refused(format!(
+                "which blocks were changed after transaction {shared} is not recorded any more"
+            )));
+        }
+        let kept = match &dirty {
+            Some(dirty) => self.keep_aside(facts, &found, shared, dirty)?,
+            None => None,
+        };
+        let compare = dirty.is_none();
+        let dirty = dirty.unwrap_or_default();
+        let generations = shared_lineage(&ours, self.theirs);
+        if !dirty.is_empty() {
+            let generation = generations
+                .last()
+                .map_or(Generation(0), |lineage| lineage.generation);
+            let mut map = create_own(self.volume, facts.volume_id, self.maps)?;
+            for range in dirty.iter() {
+                map.set(range)?;
+            }
+            map.cover(generation, shared, shared);
+            map.flush()?;
+        }
+        let equal = dirty.is_empty() && !compare;
+        facts.role = Role::Mirror;
+        facts.master = self.master.to_string();
+        facts.copy = Copy::Complete;
+        facts.chain = match equal {
+            true => found.chain,
+            // Known only while the log has it, and not compared before the copy is whole again.
+            false => 0,
+        };
+        facts.applied = shared;
+        facts.confirmed = shared;
+        facts.floor = facts.floor.min(shared);
+        // The new master issues its own ids from the fork on.
+        facts.high_txid = shared;
+        if !equal {
+            facts.consistent_at = Txid(u64::MAX);
+        }
+        facts.tainted = compare;
+        facts.own_dirty = !dirty.is_empty();
+        facts.generations = generations;
+        facts.segments.clear();
+        facts.tail = None;
+        facts.head = None;
+        facts.peers.clear();
+        facts.handing_over = None;
+        found.journal.close()?;
+        guard::clear_recover(self.volume)?;
+        facts.stamps = Some(stamps::read(self.volume)?);
+        self.facts.save(facts)?;
+        if !equal {
+            guard::raise(self.volume)?;
+            // The guard is a change of our own.
+            facts.stamps = Some(stamps::read(self.volume)?);
+            self.facts.save(facts)?;
+        }
+        tracing::info!(volume = %facts.name, %block_size, %shared, last = %found.last,
+            dirty = dirty.count(), compare, "stepped back");
+        Ok(Stepped {
+            shared,
+            last: found.last,
+            dirty_blocks: dirty.count(),
+            compare,
+            kept,
+        })
+    }
+
+    /// Every block that may differ from the state at `shared`: what was changed after it, and what was freed, for its
+    /// space may have been used by what was never committed. `None` when that is not known.
+    fn beyond(
+        &self,
+        found: &Survey,
+        facts: &Facts,
+        shared: Txid,
+    ) -> Result<Option<RangeSet>, MirrorError> {
+        let mut dirty = RangeSet::default();
+        if facts.own_dirty {
+            // It has stepped back before, and was not made whole since.
+            match own_dirty(self.volume, facts, self.maps) {
+                Ok(own) => own.iter().for_each(|range| dirty.insert(range)),
+                Err(_) => return Ok(None),
+            }
+        }
+        if shared >= found.last {
+            return Ok(Some(dirty));
+        }
+        let covers = |after: Txid| found.infos.is_some() && found.journal.covers(after);
+        let mut after = shared;
+        if !covers(after) {
+            let Some(map) = self.covering_map(facts, shared, &covers)? else {
+                return Ok(None);
+            };
+            let (bits, through) = map;
+            bits.iter().for_each(|range| dirty.insert(range));
+            after = through;
+        }
+        for info in found.journal.info_after(after).unwrap_or_default() {
+            let txn = found.journal.load_transaction(info.txid)?;
+            for range in touched(&txn).chain(txn.freed.iter().copied()) {
+                dirty.insert(range);
+            }
+        }
+        // The superblock is written home at every opening.
+        dirty.insert(BlockRange::new(
+            BlockNo(1024 / u64::from(self.volume.block_size())),
+            1,
+        ));
+        Ok(Some(dirty))
+    }
+
+    /// The bits of a peer's map that reaches from `shared` to where the log goes on, and to where it does.
+    fn covering_map(
+        &self,
+        facts: &Facts,
+        shared: Txid,
+        covers: &dyn Fn(Txid) -> bool,
+    ) -> Result<Option<(RangeSet, Txid)>, MirrorError> {
+        for peer in facts.peers.keys().map(String::as_str).chain([HEIR]) {
+            let Ok(mut map) = open(self.volume, facts.volume_id, self.maps, peer) else {
+                continue;
+            };
+            let Some(coverage) = map.coverage() else {
+                continue;
+            };
+            if coverage.from_txid <= shared && covers(coverage.through_txid) {
+                return Ok(Some((bits(&mut map)?, coverage.through_txid)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Keeps the contents of `dirty` that are in use here. `None` when there is nothing that only this side has.
+    fn keep_aside(
+        &self,
+        facts: &Facts,
+        found: &Survey,
+        shared: Txid,
+        dirty: &RangeSet,
+    ) -> Result<Option<String>, MirrorError> {
+        if found.last <= shared {
+            return Ok(None);
+        }
+        let block_size = self.volume.block_size();
+        let committed = Committed::load(Arc::clone(&found.journal), block_size as usize)?;
+        let mut wanted = RangeSet::default();
+        for range in dirty.iter() {
+            for piece in committed.allocated(range)? {
+                wanted.insert(piece);
+            }
+        }
+        for range in &found.journal.map().0 {
+            wanted.remove(*range);
+        }
+        let generation = facts
+            .generations
+            .last()
+            .map_or(Generation(0), |lineage| lineage.generation);
+        let id = LostIndex::id(found.last, generation);
+        let failed = |source| MirrorError::Lost {
+            id: id.clone(),
+            source,
+        };
+        let mut writer = self.lost.begin(&facts.name, &id).map_err(failed)?;
+        let mut hash = Xxh3::new();
+        let mut bytes = Vec::new();
+        for range in wanted.iter() {
+            for piece in pieces(range, block_size) {
+                bytes.resize((piece.len * u64::from(block_size)) as usize, 0);
+                found.journal.read(piece.start, &mut bytes)?;
+                hash.update(&bytes);
+                writer.put(&bytes).map_err(failed)?;
+            }
+        }
+        let index = LostIndex {
+            volume: facts.name.clone(),
+            volume_id: format!("{:032x}", facts.volume_id),
+            node: self.node.to_string(),
+            master: self.master.to_string(),
+            block_size,
+            shared: shared.0,
+            last: found.last.0,
+            generation: generation.to_string(),
+            complete: true,
+            ranges: wanted.iter().map(|r| (r.start.0, r.len)).collect(),
+            xxh3: hash.digest(),
+            files: Vec::new(),
+        };
+        writer.finish(&index).map_err(failed)?;
+        Ok(Some(id))
+    }
+}
+
+fn open_disk(
+    volume: &Volume,
+    maps: &dyn MapStore,
+    name: &str,
+) -> Result<(Arc<dyn crate::io::Disk>, bool), DirtyError> {
+    maps.open(name, DirtyMap::file_len(volume.blocks_count()))
+        .map_err(|source| DirtyError::Io {
+            name: format!("of {name}"),
+            source,
+        })
+}
+
+fn create_own(
+    volume: &Volume,
+    volume_id: u128,
+    maps: &dyn MapStore,
+) -> Result<DirtyMap, DirtyError> {
+    let (disk, _) = open_disk(volume, maps, OWN_MAP)?;
+    DirtyMap::create(disk, volume_id, volume.blocks_count())
+}
+
+fn open(
+    volume: &Volume,
+    volume_id: u128,
+    maps: &dyn MapStore,
+    name: &str,
+) -> Result<DirtyMap, DirtyError> {
+    let (disk, _) = open_disk(volume, maps, name)?;
+    DirtyMap::open(disk, volume_id, volume.blocks_count())
+}
+
+fn bits(map: &mut DirtyMap) -> Result<RangeSet, DirtyError> {
+    let mut set = RangeSet::default();
+    let mut at = BlockNo(0);
+    while let Some(range) = map.next_set(at, u64::MAX)? {
+        set.insert(range);
+        at = range.end();
+    }
+    Ok(set)
+}
+
+/// The blocks in which this side differs from the state that its facts name, by its own map.
+pub fn own_dirty(
+    volume: &Volume,
+    facts: &Facts,
+    maps: &dyn MapStore,
+) -> Result<RangeSet, MirrorError> {
+    let mut map = open(volume, facts.volume_id, maps, OWN_MAP)?;
+    if map.coverage().is_none() {
+        return Err(DirtyError::Corrupt {
+            name: OWN_MAP.to_string(),
+            what: "it covers nothing".to_string(),
+        }
+        .into());
+    }
+    Ok(bits(&mut map)?)
+}

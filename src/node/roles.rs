@@ -1,0 +1,468 @@
+//! Who is the master of a volume: asking the peers before a volume is opened read-write, and answering them.
+//!
+//! Owns the short connections of questions and answers. Never decides: that is `mirror::roles`. Every wait is bounded by
+//! the configuration; a peer that does not answer has no say.
+
+mod change;
+
+pub use change::{promote, rejoin};
+
+use super::catalogue::{self, Catalogue, Role};
+use super::engine::Engine;
+use super::history::NewEvent;
+use super::link::{Frame, Limits, Link};
+use super::refusal::{Code, Refusal};
+use super::registry::{Host, Node};
+use crate::mirror::roles::{Answer, Relation, Verdict, forks, judge, lineage, relation};
+use crate::units::Txid;
+use crate::volume::facts::{self, FactFile, FactStore, Facts};
+use crate::wire::message::{Fork, Member, Message, PROTOCOL_VERSION, Standing};
+use states::Cause;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+/// The facts of a volume, as they are on disk.
+pub fn facts_of(node: &Node, name: &str) -> Option<Facts> {
+    FactFile::new(node.state.volume(name).join("facts"))
+        .load()
+        .ok()
+}
+
+/// The name that this node has for a member of a volume; `None` for itself and for strangers.
+fn known_as<'a>(catalogue: &'a Catalogue, member: &Member) -> Option<&'a str> {
+    catalogue.peer_of(&member.fingerprint.parse().ok()?)
+}
+
+/// A peer, as other nodes may know it.
+fn member(catalogue: &Catalogue, peer: &str) -> Member {
+    let known = catalogue.peers.get(peer);
+    Member {
+        name: peer.to_owned(),
+        address: known.map(|p| p.address.clone()).unwrap_or_default(),
+        fingerprint: known.map(|p| p.fingerprint.to_string()).unwrap_or_default(),
+    }
+}
+
+/// This node, as others are told of it.
+pub fn myself(node: &Node) -> Member {
+    Member {
+        name: node.config.name.clone(),
+        address: node.config.listen.clone(),
+        fingerprint: node.identity.fingerprint().to_string(),
+    }
+}
+
+/// The nodes of a volume of which this one is the master.
+pub fn members(node: &Node, mirrors: impl IntoIterator<Item = String>) -> Vec<Member> {
+    let catalogue = node.catalogue.get();
+    let mut all = vec![myself(node)];
+    all.extend(mirrors.into_iter().map(|peer| member(&catalogue, &peer)));
+    all
+}
+
+/// The other nodes of a volume, by the names that this one has for them, and those that it does not know.
+pub fn others(node: &Node, facts: &Facts) -> (BTreeSet<String>, Vec<facts::Member>) {
+    let catalogue = node.catalogue.get();
+    let ours = node.identity.fingerprint().to_string();
+    let mut known: BTreeSet<String> = facts.peers.keys().cloned().collect();
+    let mut strangers = Vec::new();
+    for member in facts.members.iter().filter(|m| m.fingerprint != ours) {
+        match known_as(&catalogue, &Member::from(member)) {
+            Some(peer) => {
+                known.insert(peer.to_owned());
+            }
+            None if !known.contains(&member.name) => strangers.push(member.clone()),
+            None => {}
+        }
+    }
+    (known, strangers)
+}
+
+/// The command that makes a member a peer.
+pub fn how_to_add(member: &facts::Member) -> String {
+    let or = |text: &str, unknown: &str| match text.is_empty() {
+        true => unknown.to_owned(),
+        false => text.to_owned(),
+    };
+    format!(
+        "lockstep peer add {} {} --fingerprint {}",
+        member.name,
+        or(&member.address, "ADDR:PORT"),
+        or(&member.fingerprint, "FP")
+    )
+}
+
+/// Warnings about nodes of the volume that this one could not work with if it became the master, or had another one.
+pub fn warnings(node: &Node, facts: &Facts) -> Vec<String> {
+    let (_, strangers) = others(node, facts);
+    let warn = |m: &facts::Member| {
+        format!(
+            "{} has a part in this volume and is no peer of this node: {}",
+            m.name,
+            how_to_add(m)
+        )
+    };
+    strangers.iter().map(warn).collect()
+}
+
+/// Asks one peer.
+pub async fn ask_one(
+    node: &Node,
+    peer: &str,
+    question: Message,
+    limit: Duration,
+) -> Result<Message, String> {
+    let known = node.catalogue.get().peers.get(peer).cloned();
+    let known = known.ok_or("it is no peer of this node")?;
+    let limits = Limits {
+        handshake: limit,
+        ..Limits::default()
+    };
+    let asked = timeout(limit, async {
+        let dialled = Link::dial(
+            peer.to_owned(),
+            &known.address,
+            &node.identity,
+            known.fingerprint,
+            limits,
+        );
+        let mut link = dialled.await.map_err(|end| end.to_string())?;
+        let sent = link.sender.send(frame(question)).await;
+        sent.map_err(|_| "the connection ended".to_owned())?;
+        let answer = link.receiver.recv().await.map_err(|end| end.to_string())?;
+        Ok(answer.header)
+    });
+    match asked.await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("no answer within {} s", limit.as_secs_f32())),
+    }
+}
+
+/// A header without a payload.
+pub fn frame(header: Message) -> Frame {
+    Frame {
+        channel: 0,
+        header,
+        payload: Vec::new(),
+    }
+}
+
+/// The question for a volume.
+pub fn question(node: &Node, name: &str, id: u128, standing: Standing) -> Message {
+    Message::RoleQuery {
+        version: PROTOCOL_VERSION,
+        node: node.config.name.clone(),
+        volume: name.to_owned(),
+        volume_id: id,
+        standing,
+        revoke: None,
+    }
+}
+
+/// What a peer's words mean here.
+pub fn understood(node: &Node, peer: &str, message: Message) -> Option<Answer> {
+    let Message::RoleAnswer {
+        standing,
+        master,
+        generations,
+        applied,
+    } = message
+    else {
+        return None;
+    };
+    let catalogue = node.catalogue.get();
+    Some(Answer {
+        peer: peer.to_owned(),
+        standing,
+        master: master
+            .as_ref()
+            .and_then(|m| known_as(&catalogue, m))
+            .map(str::to_owned),
+        master_member: master,
+        generations: lineage(&generations),
+        applied: Txid(applied),
+    })
+}
+
+/// Asks the peers of several volumes at once: (volume, its id, peers). Waits until all have answered, or no longer.
+pub fn ask(
+    node: &Arc<Node>,
+    asked: &[(String, u128, BTreeSet<String>)],
+) -> BTreeMap<String, Vec<Answer>> {
+    let limit = node.config.role_query();
+    let (reply, answers) = blocking::channel();
+    let mut all: BTreeMap<String, Vec<Answer>> = BTreeMap::new();
+    for (name, id, peers) in asked {
+        all.insert(name.clone(), Vec::new());
+        for peer in peers {
+            let (node, reply) = (Arc::clone(node), reply.clone());
+            let (name, peer) = (name.clone(), peer.clone());
+            let question = question(&node, &name, *id, Standing::Master);
+            node.runtime.clone().spawn(async move {
+                let said = ask_one(&node, &peer, question, limit).await;
+                let answer = match said {
+                    Ok(message) => understood(&node, &peer, message),
+                    Err(why) => {
+                        tracing::info!(volume = name, peer, "not asked for its role: {why}");
+                        None
+                    }
+                };
+                let _ = reply.send((name, answer));
+            });
+        }
+    }
+    drop(reply);
+    let until = Instant::now() + limit + Duration::from_millis(500);
+    while let Ok((name, answer)) =
+        answers.recv_timeout(until.saturating_duration_since(Instant::now()))
+    {
+        all.entry(name).or_default().extend(answer);
+    }
+    all
+}
+
+/// What is asked before a volume is opened read-write; `None` where there is nobody to ask.
+pub fn to_ask(node: &Node, name: &str) -> Option<(String, u128, BTreeSet<String>)> {
+    let catalogue = node.catalogue.get();
+    let entry = catalogue.volumes.get(name)?;
+    let facts = facts_of(node, name)?;
+    if entry.role != Role::Master && facts.role != facts::Role::Master {
+        return None;
+    }
+    let (mut peers, _) = others(node, &facts);
+    peers.extend(entry.mirrors.iter().cloned());
+    peers.retain(|peer| catalogue.peers.contains_key(peer));
+    (!peers.is_empty() && !facts.generations.is_empty()).then_some((
+        name.to_owned(),
+        facts.volume_id,
+        peers,
+    ))
+}
+
+/// Asks for every volume of this node that it is the master of, all at once.
+pub fn ask_for_all(node: &Arc<Node>) -> BTreeMap<String, Vec<Answer>> {
+    let names: Vec<String> = node.catalogue.get().volumes.keys().cloned().collect();
+    let asked: Vec<_> = names.iter().filter_map(|n| to_ask(node, n)).collect();
+    ask(node, &asked)
+}
+
+/// Brings the catalogue in line with the facts, where a change of role was cut between the two.
+pub fn reconcile(node: &Node, name: &str) -> Result<(), Refusal> {
+    let Some(facts) = facts_of(node, name) else {
+        return Ok(());
+    };
+    node.change(|c| {
+        let Some(entry) = c.volumes.get_mut(name) else {
+            return Ok(());
+        };
+        match (&entry.role, facts.role) {
+            (Role::Master, facts::Role::Mirror) if !facts.master.is_empty() => {
+                entry.role = Role::Mirror {
+                    master: facts.master.clone(),
+                };
+                entry.mirrors.clear();
+            }
+            (Role::Mirror { .. }, facts::Role::Master) => {
+                entry.role = Role::Master;
+                entry.mirrors = facts.peers.keys().cloned().collect();
+            }
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+/// What is to be done before the volume is opened as its master: nothing, or becoming a mirror, which is done here.
+pub fn before_opening(
+    node: &Arc<Node>,
+    host: &Host,
+    entry: &catalogue::Volume,
+    answers: Option<Vec<Answer>>,
+) -> Result<Option<String>, Refusal> {
+    let name = host.name();
+    let Some(asked) = to_ask(node, name) else {
+        return Ok(None);
+    };
+    let answers = answers.unwrap_or_else(|| {
+        let mut all = ask(node, std::slice::from_ref(&asked));
+        all.remove(name).unwrap_or_default()
+    });
+    let Some(facts) = facts_of(node, name) else {
+        return Ok(None);
+    };
+    let ours = &node.config.name;
+    match judge(&facts.generations, &answers) {
+        Verdict::Open => Ok(None),
+        Verdict::Follow {
+            master,
+            theirs,
+            fork,
+        } => {
+            tracing::warn!(volume = name, master, %fork, "another node was made the master meanwhile");
+            change::step_back(node, name, entry, &master, &theirs, false)?;
+            Ok(Some(master))
+        }
+        Verdict::Missing { member } => {
+            let member = facts::Member::from(&member);
+            Err(Refusal::new(
+                Code::NotAllowed,
+                format!(
+                    "{} was made the master of {name}, and is no peer of this node",
+                    member.name
+                ),
+                format!(
+                    "{}; then: lockstep mount {name} DIR, or restart the daemon",
+                    how_to_add(&member)
+                ),
+            ))
+        }
+        Verdict::Diverged {
+            master,
+            shared,
+            theirs,
+        } => {
+            let last = facts.head.map(|head| head.txid);
+            let text = change::diverged(name, ours, last, &master, Some(theirs), shared);
+            node.record(NewEvent::mirror("diverged", name, &master, &text));
+            Err(Refusal::new(
+                Code::NotAllowed,
+                text,
+                format!(
+                    "lockstep rejoin {name} {master} --discard {ours}, to keep the volume of {master}"
+                ),
+            ))
+        }
+    }
+}
+
+fn severe(cause: Cause, detail: String) -> Box<Message> {
+    Box::new(Message::Refused {
+        code: cause.word().to_owned(),
+        detail,
+        severe: true,
+    })
+}
+
+/// A master calls for a volume of this node. If its history goes on from ours, it is the master here, too; one that ours
+/// goes on from is refused.
+pub fn called(
+    node: &Arc<Node>,
+    host: &Arc<Host>,
+    held: &mut Engine,
+    caller: &str,
+    hello: &Message,
+) -> Result<(), Box<Message>> {
+    let Message::Hello {
+        volume_id,
+        generations,
+        ..
+    } = hello
+    else {
+        return Ok(());
+    };
+    let name = host.name();
+    let entry = node.catalogue.get().volumes.get(name).cloned();
+    let (Some(entry), Some(facts)) = (entry, facts_of(node, name)) else {
+        return Ok(());
+    };
+    if facts.volume_id != *volume_id {
+        return Ok(());
+    }
+    let ours = &node.config.name;
+    let generations = lineage(generations);
+    let choice = |last: Txid, shared: Txid| {
+        let text = change::diverged(name, ours, Some(last), caller, None, shared);
+        let keep = format!(
+            "to keep the copy of {caller}, on {ours}: lockstep rejoin {name} {caller} --discard {ours}; to keep the copy of {ours}, on {caller}: lockstep rejoin {name} {ours} --discard {caller}"
+        );
+        severe(Cause::Diverged, format!("{text}. {keep}"))
+    };
+    match (&entry.role, relation(&facts.generations, &generations)) {
+        (Role::Master, Relation::Behind { fork: shared } | Relation::Diverged { shared }) => {
+            if let Engine::Master(master) = held {
+                return Err(choice(master.committed(), shared));
+            }
+            // Not open: whoever calls is asked no more.
+            let answer = Answer {
+                peer: caller.to_owned(),
+                standing: Standing::Master,
+                master: None,
+                master_member: None,
+                generations,
+                applied: shared,
+            };
+            held.open_asked(node, host, Some(vec![answer]))
+                .map_err(|refusal| severe(Cause::Diverged, refusal.to_string()))
+        }
+        (Role::Master, Relation::Ahead) => Err(severe(
+            Cause::TwoMasters,
+            format!(
+                "{ours} was made the master of {name} in place of {caller}; on {caller}: lockstep rejoin {name} {ours}, which keeps aside what only {caller} has, or restart its daemon"
+            ),
+        )),
+        (Role::Mirror { master }, Relation::Behind { fork }) if master != caller => {
+            let text = format!("{caller} is the master of {name} now, in place of {master}");
+            let changed = node.change(|c| {
+                if let Some(entry) = c.volumes.get_mut(name) {
+                    entry.role = Role::Mirror {
+                        master: caller.to_owned(),
+                    };
+                }
+                Ok(())
+            });
+            changed.map_err(|e| severe(Cause::MirrorDiskFailing, e.message))?;
+            node.record(NewEvent::mirror("new-master", name, caller, text).with("fork", fork.0));
+            Ok(())
+        }
+        (Role::Mirror { master }, Relation::Ahead) if master != caller => Err(severe(
+            Cause::TwoMasters,
+            format!(
+                "{name} on {ours} follows {master}, whose history goes on from that of {caller}: {caller} is its master no more; on {caller}: lockstep rejoin {name} {master}"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Answers a peer's question. Reads what is recorded; waits for nobody.
+pub fn answer(node: &Arc<Node>, peer: &str, name: &str, id: u128, standing: Standing) -> Message {
+    let absent = Message::RoleAnswer {
+        standing: Standing::Absent,
+        master: None,
+        generations: Vec::new(),
+        applied: 0,
+    };
+    let catalogue = node.catalogue.get();
+    let (Some(entry), Some(facts)) = (catalogue.volumes.get(name), facts_of(node, name)) else {
+        return absent;
+    };
+    if facts.volume_id != id {
+        return absent;
+    }
+    let generations: Vec<Fork> = forks(&facts.generations);
+    // A running master's facts are as of its opening.
+    let live = node.host(name).ok().and_then(|host| host.mounts.engine());
+    let applied = live.map_or(facts.applied, |fs| fs.committed()).0;
+    let (role, master) = match (facts.role, &facts.handing_over, &entry.role) {
+        (facts::Role::Master, None, _) => (Standing::Master, None),
+        (facts::Role::Master, Some(handing), _) => {
+            (Standing::Mirror, Some(member(&catalogue, &handing.to)))
+        }
+        (facts::Role::Mirror, _, Role::Mirror { master }) => {
+            (Standing::Mirror, Some(member(&catalogue, master)))
+        }
+        (facts::Role::Mirror, _, Role::Master) => (Standing::Mirror, None),
+    };
+    if role == Standing::Master && standing == Standing::Mirror {
+        change::welcome_back(node, name, peer);
+    }
+    Message::RoleAnswer {
+        standing: role,
+        master,
+        generations,
+        applied,
+    }
+}

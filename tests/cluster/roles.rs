@@ -1,0 +1,273 @@
+//! Changes of role: a killed master is replaced by its mirror, and comes back as one.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cluster::{COPY_SECONDS, Cluster, VISIBLE_WITHIN, VOLUME};
+use crate::copies::{assert_equal_blocks, copy_of, recovered_by_kernel};
+use crate::daemon::Node;
+use crate::sizes::choose;
+use crate::testkit::{Compare, e2fsck, need_fuse, need_loop, need_netns, tree_digest, wait_until};
+use crate::writer::{Acknowledged, Writer};
+
+/// Bytes that a repair has no reason to copy again.
+const FILLER: usize = 96 << 20;
+
+/// Failovers in a row: `LOCKSTEP_FAILOVERS`, as the documents tell.
+fn rounds() -> u64 {
+    let asked = std::env::var("LOCKSTEP_FAILOVERS").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(choose(3, 20))
+}
+
+/// Everything acknowledged on the master shows on the mirror.
+#[track_caller]
+pub fn settle(master: &Node, mirror: &Node, mark: &str) {
+    rustix::fs::syncfs(File::open(master.mnt()).unwrap()).unwrap();
+    let mut file = File::create(master.path(mark)).unwrap();
+    file.write_all(mark.as_bytes()).unwrap();
+    file.sync_all().unwrap();
+    File::open(master.mnt()).unwrap().sync_all().unwrap();
+    let there = mirror.path(mark);
+    let shown = wait_until(VISIBLE_WITHIN, || {
+        std::fs::read(&there).is_ok_and(|bytes| bytes == mark.as_bytes())
+    });
+    assert!(shown, "{mark} did not appear: {}", master.ok(&["status"]));
+}
+
+/// The one part of the volume on a node.
+pub fn part(node: &Node) -> PathBuf {
+    let shown = node.ok(&["volume", "show", VOLUME, "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    shown["parts"][0]["path"].as_str().unwrap().into()
+}
+
+#[track_caller]
+pub fn insync(master: &Node, mirror: &Node) {
+    // An ERROR about two masters goes by itself when one of them gives up.
+    let reached = wait_until(Duration::from_secs(COPY_SECONDS.into()), || {
+        master.mirror(VOLUME, &mirror.name)["state"] == "INSYNC"
+    });
+    assert!(reached, "{}", master.ok(&["status"]));
+}
+
+#[track_caller]
+pub fn assert_role(node: &Node, role: &str) {
+    assert_eq!(node.volume(VOLUME)["role"], role, "{}", node.name);
+}
+
+/// Equal in every respect, for us, for the kernel and for e2fsck.
+#[track_caller]
+pub fn end_well(master: &mut Node, mirrors: &mut [&mut Node]) {
+    for mirror in mirrors.iter() {
+        insync(master, mirror);
+        mirror.wait_mounted(VOLUME, Duration::from_secs(20));
+        settle(master, mirror, &format!(".end-{}", mirror.name));
+        let all = Compare {
+            blocks: false,
+            ..Compare::ALL
+        };
+        tree_digest(&master.mnt())
+            .unwrap()
+            .assert_same(&tree_digest(&mirror.mnt()).unwrap(), all);
+    }
+    master.ok(&["verify", VOLUME]);
+    let parts: Vec<PathBuf> = mirrors.iter().map(|m| part(m)).collect();
+    let ours = part(master);
+    master.stop();
+    for mirror in mirrors.iter_mut() {
+        mirror.stop();
+    }
+    e2fsck(&ours).unwrap();
+    for theirs in &parts {
+        e2fsck(theirs).unwrap();
+        assert_equal_blocks(&ours, theirs);
+    }
+}
+
+/// A cluster with a volume that a full copy of would be noticed.
+fn filled() -> Cluster {
+    let cluster = Cluster::linked();
+    cluster.replicated(384, &["--buffer", "64M"]);
+    std::fs::write(cluster.alpha.path("filler"), vec![7; FILLER]).unwrap();
+    cluster.settle();
+    cluster
+}
+
+#[test]
+fn a_killed_master_is_replaced_and_comes_back_as_a_mirror() {
+    if !(need_fuse() && need_netns() && need_loop()) {
+        return;
+    }
+    let mut cluster = filled();
+    for round in 0..rounds() {
+        let (master, mirror) = (&mut cluster.alpha, &mut cluster.beta);
+        let writer = Writer::start(master.path("kept"), round);
+        writer.wait_for(60, Duration::from_secs(60));
+        let kept = writer.stop();
+        settle(master, mirror, &format!(".round-{round}"));
+        // What comes now may be lost with the master, from some moment on.
+        let writer = Writer::start(master.path("loose"), round);
+        writer.wait_for(40 + 13 * round % 70, Duration::from_secs(60));
+        master.kill();
+        drop(writer.killed());
+
+        mirror.ok(&["promote", VOLUME]);
+        mirror.wait_mounted(VOLUME, Duration::from_secs(20));
+        assert_role(mirror, "master");
+        // Again: nothing changes.
+        mirror.ok(&["promote", VOLUME]);
+        kept.assert_kept(&mirror.path("kept"));
+        recovered_by_kernel(&copy_of(&part(mirror), &mirror.dir.join("copy")));
+        let writer = Writer::go_on(mirror.path("kept"), 1000 + round, kept);
+        writer.wait_for(40, Duration::from_secs(60));
+
+        master.start();
+        insync(mirror, master);
+        assert_role(master, "mirror");
+        let kept = writer.stop();
+        let bulk = mirror.mirror(VOLUME, &master.name)["bytes_bulk"]
+            .as_u64()
+            .unwrap();
+        assert!(
+            bulk < FILLER as u64 / 2,
+            "round {round}: {bulk} bytes were copied again"
+        );
+        master.wait_mounted(VOLUME, Duration::from_secs(20));
+        settle(mirror, master, &format!(".back-{round}"));
+        kept.assert_kept(&master.path("kept"));
+        mirror.ok(&["verify", VOLUME]);
+        std::fs::remove_dir_all(mirror.path("kept")).unwrap();
+        let _ = std::fs::remove_dir_all(mirror.path("loose"));
+        settle(mirror, master, &format!(".cleared-{round}"));
+        std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+    }
+    end_with(cluster);
+}
+
+/// As `end_well`, of both nodes of a cluster; the first is the master.
+#[track_caller]
+fn end_with(mut cluster: Cluster) {
+    let [master, mirror] = cluster.nodes();
+    end_well(master, &mut [mirror]);
+}
+
+#[test]
+fn two_masters_are_refused_and_one_command_decides() {
+    if !(need_fuse() && need_netns() && need_loop()) {
+        return;
+    }
+    let mut cluster = filled();
+    let hosts = cluster.hosts.as_ref().unwrap();
+    // While the master is there, a promotion is refused.
+    let (status, said) = cluster.beta.refused(&["promote", VOLUME]);
+    assert_eq!(status, 3);
+    assert!(said.contains("switchover"), "{said}");
+    hosts.cut().unwrap();
+    cluster.alpha.wait(VOLUME, "beta", "LINKDOWN", 30);
+    let down = wait_until(Duration::from_secs(30), || {
+        cluster.beta.mirror(VOLUME, "alpha")["state"] == "LINKDOWN"
+    });
+    assert!(down);
+    cluster.beta.ok(&["promote", VOLUME]);
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    // Both are written to.
+    let lost = Writer::start(cluster.alpha.path("alpha"), 1);
+    let kept = Writer::start(cluster.beta.path("beta"), 2);
+    lost.wait_for(60, Duration::from_secs(60));
+    kept.wait_for(60, Duration::from_secs(60));
+    let (_, kept) = (lost.stop(), kept.stop());
+    cluster.hosts.as_ref().unwrap().mend().unwrap();
+    cluster.alpha.wait(VOLUME, "beta", "ERROR", 30);
+    cluster.beta.wait(VOLUME, "alpha", "ERROR", 30);
+    let why = cluster.beta.mirror(VOLUME, "alpha")["reason"].to_string();
+    assert!(why.contains("--discard alpha"), "{why}");
+    assert!(why.contains("loses transactions"), "{why}");
+    // The wrong name is refused; the right one decides.
+    let rejoin = ["rejoin", VOLUME, "beta", "--discard", "beta"];
+    assert_eq!(cluster.alpha.refused(&rejoin).0, 3);
+    assert_role(&cluster.alpha, "master");
+    cluster
+        .alpha
+        .ok(&["rejoin", VOLUME, "beta", "--discard", "alpha"]);
+    insync(&cluster.beta, &cluster.alpha);
+    let bulk = cluster.beta.mirror(VOLUME, "alpha")["bytes_bulk"]
+        .as_u64()
+        .unwrap();
+    assert!(bulk < FILLER as u64 / 2, "{bulk} bytes were copied again");
+    kept.assert_kept(&cluster.beta.path("beta"));
+    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+    end_with(cluster);
+}
+
+#[test]
+fn an_inconsistent_copy_is_promoted_by_force_only() {
+    if !(need_fuse() && need_netns() && need_loop()) {
+        return;
+    }
+    let mut cluster = Cluster::linked();
+    cluster.volume(256, &[]);
+    std::fs::write(cluster.alpha.path("large"), vec![9; FILLER]).unwrap();
+    rustix::fs::syncfs(File::open(cluster.alpha.mnt()).unwrap()).unwrap();
+    cluster.mirror(&["--rate", "20M"]);
+    cluster.alpha.wait(VOLUME, "beta", "REPLICATE", 30);
+    let far = wait_until(Duration::from_secs(30), || cluster.bytes_bulk() > 30 << 20);
+    assert!(far);
+    cluster.alpha.kill();
+    let down = wait_until(Duration::from_secs(30), || {
+        cluster.beta.mirror(VOLUME, "alpha")["state"] == "LINKDOWN"
+    });
+    assert!(down);
+    let (status, said) = cluster.beta.refused(&["promote", VOLUME]);
+    assert_eq!(status, 3);
+    assert!(said.contains("never copied"), "{said}");
+    assert_role(&cluster.beta, "mirror");
+    // The old master is there after all, and goes on.
+    cluster.alpha.start();
+    cluster.insync();
+    cluster.mount_mirror();
+    cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(20));
+    end_with(cluster);
+}
+
+#[test]
+fn nothing_acknowledged_is_forgotten_when_a_promoted_node_is_gone_again() {
+    if !(need_fuse() && need_netns() && need_loop()) {
+        return;
+    }
+    let mut cluster = filled();
+    let acknowledged: Acknowledged = {
+        let writer = Writer::start(cluster.alpha.path("writer"), 5);
+        writer.wait_for(60, Duration::from_secs(60));
+        writer.stop()
+    };
+    cluster.settle();
+    cluster.alpha.kill();
+    cluster.beta.ok(&["promote", VOLUME]);
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    std::fs::write(cluster.beta.path("by-beta"), b"beta").unwrap();
+    cluster.beta.kill();
+    // Nobody answers: the old master is master again, and two histories go on.
+    cluster.alpha.start();
+    cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(30));
+    acknowledged.assert_kept(&cluster.alpha.path("writer"));
+    std::fs::write(cluster.alpha.path("by-alpha"), b"alpha").unwrap();
+    rustix::fs::syncfs(File::open(cluster.alpha.mnt()).unwrap()).unwrap();
+    // The promoted one finds another master, and opens nothing.
+    cluster.beta.start();
+    let refused = wait_until(Duration::from_secs(30), || {
+        cluster.beta.volume(VOLUME)["condition"] == "failed"
+    });
+    assert!(refused, "{}", cluster.beta.ok(&["status"]));
+    let why = cluster.beta.volume(VOLUME)["reason"].to_string();
+    assert!(why.contains("each been its master"), "{why}");
+    cluster
+        .beta
+        .ok(&["rejoin", VOLUME, "alpha", "--discard", "beta"]);
+    insync(&cluster.alpha, &cluster.beta);
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    settle(&cluster.alpha, &cluster.beta, ".settled");
+    assert!(cluster.beta.path("by-alpha").exists());
+    end_with(cluster);
+}
