@@ -205,6 +205,9 @@ struct Found {
 impl Found {
     /// Keeps the wanted parts of a range; `owner` says whose a part is.
     fn add(&mut self, range: BlockRange, owner: &dyn Fn(BlockRange) -> Owner) {
+        if range.len == 0 {
+            return; // a group without copies of the descriptors
+        }
         let first = (self.wanted).partition_point(|wanted| wanted.end() <= range.start);
         for i in first..self.wanted.len() {
             let wanted = self.wanted[i];

@@ -163,6 +163,7 @@ fn a_wish_for_everything_is_answered_for_every_block_and_can_be_cut() {
     for owned in &found.owned {
         assert_eq!(owned.blocks.start.0, next, "{owned:?}");
         assert_ne!(owned.owner, Owner::Unknown, "{owned:?}");
+        assert!(owned.blocks.len > 0, "{owned:?}");
         next = owned.blocks.end().0;
     }
     assert_eq!(next, all.len);
