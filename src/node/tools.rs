@@ -1,19 +1,29 @@
-//! e2fsprogs on a closed volume: e2fsck to check, tune2fs to change the journal.
+//! Checks of a closed volume, our own and e2fsck's, and tune2fs to change its journal.
 //!
-//! Owns their calls and the scratch file by which they see several parts as one device. Never runs on a volume that is
+//! Owns the calls of e2fsprogs and the scratch file by which they see several parts as one device. Never runs on a volume that is
 //! open: the caller has closed it. Programs are called by an absolute path where PATH lacks sbin.
 
 use super::refusal::{Code, Refusal};
+use crate::fs::check;
+use crate::volume::Volume;
 use crate::volume::mkfs::tools::tool;
 use crate::volume::mkfs::{MAX_BUFFER_BLOCKS, MIN_BUFFER_BLOCKS};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Bytes compared or copied at once.
 const CHUNK: usize = 1 << 20;
+/// How long e2fsck may take, whatever the volume's size.
+const DEADLINE: Duration = Duration::from_secs(600);
+/// And a second more for each 2^this bytes.
+const SECOND_SHIFT: u32 = 26;
+/// How often it is asked whether it has ended.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The parts as one file: the part itself when there is one, else a sparse scratch file that goes away.
 struct Joined {
@@ -113,25 +123,150 @@ fn run(name: &'static str, arguments: &[&str], path: &Path) -> Result<Output, Re
     command.output().map_err(|e| Refusal::io(name, e))
 }
 
-/// e2fsck -fn over the parts. Its lines go to `note`; damage is a refusal of the code `Differ`.
-pub fn check(parts: &[PathBuf], scratch: &Path, note: impl Fn(&str)) -> Result<(), Refusal> {
+/// Lets a program end by itself until the deadline, then ends it by its id. `None`: it was ended.
+fn wait(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if begun.elapsed() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// A file for what a program prints; it goes away.
+struct Printed(PathBuf);
+
+impl Drop for Printed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What a check says of a volume, beside its lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is wrong.
+    Clean,
+    /// So many things are wrong, or some that were not counted.
+    Damaged(Option<u64>),
+    /// It could not look at everything.
+    Incomplete,
+}
+
+/// Our own check, over parts that nobody has open: through the journal, without writing. Findings go to `note`.
+pub fn own_check(volume: &Arc<Volume>, note: impl Fn(&str)) -> Verdict {
+    let report = check::volume(volume, &check::Options::default());
+    for finding in &report.findings {
+        note(&format!("own check: {finding}"));
+    }
+    let found = report.findings.len() as u64 + report.left_off;
+    if report.left_off > 0 {
+        note(&format!("own check: and {} more", report.left_off));
+    }
+    if found > 0 {
+        return Verdict::Damaged(Some(found));
+    }
+    if let Some(why) = &report.unchecked {
+        note(&format!("own check: not everything can be checked: {why}"));
+        return Verdict::Incomplete;
+    }
+    note(&format!(
+        "own check: clean; {} inodes, {} of them directories, and {} blocks in use",
+        report.inodes, report.directories, report.blocks
+    ));
+    Verdict::Clean
+}
+
+/// e2fsck -fn over the parts. Its lines go to `note`.
+pub fn e2fsck(parts: &[PathBuf], scratch: &Path, note: impl Fn(&str)) -> Result<Verdict, Refusal> {
     let joined = join(parts, scratch).map_err(|e| Refusal::io("reading the parts", e))?;
-    let out = run("e2fsck", &["-f", "-n"], &joined.path)?;
-    for line in String::from_utf8_lossy(&out.stdout).lines() {
-        note(line);
+    let failed = |e: io::Error| Refusal::io("e2fsck", e);
+    let bytes = File::open(&joined.path).and_then(|mut file| len(&mut file));
+    let deadline = DEADLINE + Duration::from_secs(bytes.map_err(failed)? >> SECOND_SHIFT);
+    let printed = Printed(scratch.join(format!("e2fsck.{}", std::process::id())));
+    let out = File::create(&printed.0).map_err(failed)?;
+    let mut command: Command = tool("e2fsck").map_err(|_| missing("e2fsck"))?;
+    command.args(["-f", "-n"]).arg(&joined.path);
+    command.stdin(Stdio::null());
+    command.stdout(out.try_clone().map_err(failed)?).stderr(out);
+    let mut child = command.spawn().map_err(failed)?;
+    let status = wait(&mut child, deadline).map_err(failed)?;
+    let said = std::fs::read(&printed.0).map_err(failed)?;
+    let said = String::from_utf8_lossy(&said);
+    for line in said.lines().filter(|line| !line.starts_with("e2fsck 1.")) {
+        note(&format!("e2fsck: {line}"));
     }
-    if out.status.success() {
-        return Ok(());
+    let Some(status) = status else {
+        note(&format!(
+            "e2fsck: ended after {} seconds without an answer",
+            deadline.as_secs()
+        ));
+        return Ok(Verdict::Incomplete);
+    };
+    if said.contains("skipping journal recovery") {
+        note(
+            "e2fsck: it did not look through the journal, so it says nothing of the volume after replay",
+        );
+        return Ok(Verdict::Incomplete);
     }
-    let said = String::from_utf8_lossy(&out.stderr);
-    let said: Vec<&str> = said.lines().filter(|l| !l.starts_with("e2fsck ")).collect();
-    Err(Refusal::new(
+    Ok(match status.success() {
+        true => Verdict::Clean,
+        false => Verdict::Damaged(None),
+    })
+}
+
+/// e2fsck -fn after something was changed; damage is a refusal of the code `Differ`.
+fn verify(parts: &[PathBuf], scratch: &Path) -> Result<(), Refusal> {
+    match e2fsck(parts, scratch, |_| {})? {
+        Verdict::Damaged(_) => Err(damaged("e2fsck found damage".into())),
+        _ => Ok(()),
+    }
+}
+
+/// The refusal that says that a volume is damaged.
+fn damaged(message: String) -> Refusal {
+    Refusal::new(
         Code::Differ,
-        format!("e2fsck found damage ({}) {}", out.status, said.join("; "))
-            .trim_end()
-            .to_owned(),
-        "stop the daemon and repair the parts with e2fsck -f, or take the copy of a mirror",
-    ))
+        message,
+        "repair the parts with e2fsck -f while the daemon is stopped, or take the copy of a mirror",
+    )
+}
+
+/// Both checks together: the sentence for a sound volume, or a refusal.
+pub fn judge(name: &str, own: Verdict, other: Verdict) -> Result<String, Refusal> {
+    let own_says = match own {
+        Verdict::Damaged(n) => Some(format!(
+            "lockstep's own check found {} problems",
+            n.unwrap_or(0)
+        )),
+        _ => None,
+    };
+    let e2fsck_says =
+        matches!(other, Verdict::Damaged(_)).then(|| "e2fsck found damage".to_owned());
+    let said: Vec<String> = own_says.into_iter().chain(e2fsck_says).collect();
+    if !said.is_empty() {
+        return Err(damaged(format!("volume {name}: {}", said.join(", "))));
+    }
+    match (own, other) {
+        (Verdict::Clean, Verdict::Clean) => Ok(format!("volume {name} is clean")),
+        (Verdict::Clean, _) => Ok(format!(
+            "volume {name} is clean by lockstep's own check; e2fsck did not finish"
+        )),
+        (_, Verdict::Clean) => Ok(format!(
+            "volume {name} is clean by e2fsck; lockstep's own check does not know all its features"
+        )),
+        _ => Err(Refusal::new(
+            Code::Unsupported,
+            format!("volume {name} could not be checked"),
+            "stop the daemon and run e2fsck -f on the parts",
+        )),
+    }
 }
 
 /// e2fsck -fy over the parts: whatever is there becomes a file system, if it can.
@@ -181,7 +316,7 @@ pub fn tune(parts: &[PathBuf], block_size: u32, scratch: &Path, bytes: u64) -> R
         tune2fs(&["-J", &format!("size={old}")], &joined.path)?;
     }
     if made.is_ok() {
-        made = check(std::slice::from_ref(&joined.path), scratch, |_| {});
+        made = verify(std::slice::from_ref(&joined.path), scratch);
     }
     part_again(&joined, parts).map_err(|e| Refusal::io("writing the parts", e))?;
     made
@@ -267,12 +402,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let image = image(dir.path(), "none,has_journal,extent,filetype,metadata_csum");
         let parts = split(&image, &[10 << 20, 20 << 20, 0]);
-        check(&parts, dir.path(), |_| {}).unwrap();
+        verify(&parts, dir.path()).unwrap();
         // The root directory's inode, in whichever part it is: group 0's inode table follows the bitmaps.
         let file = OpenOptions::new().write(true).open(&parts[0]).unwrap();
         file.write_all_at(&[0xff; 4096], 4096).unwrap();
-        let refused = check(&parts, dir.path(), |_| {}).unwrap_err();
+        let refused = verify(&parts, dir.path()).unwrap_err();
         assert_eq!(refused.code, Code::Differ);
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended_at_the_deadline() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let ended = wait(&mut child, Duration::from_millis(50)).unwrap();
+        assert_eq!(ended, None);
+        assert!(child.try_wait().unwrap().is_some(), "it was waited for");
+        let mut child = Command::new("true").spawn().unwrap();
+        let ended = wait(&mut child, Duration::from_secs(60)).unwrap();
+        assert!(ended.is_some_and(|status| status.success()));
+    }
+
+    #[test]
+    fn either_check_can_condemn_a_volume() {
+        let (clean, bad) = (Verdict::Clean, Verdict::Damaged(Some(3)));
+        assert_eq!(judge("v", clean, clean).unwrap(), "volume v is clean");
+        for (own, other) in [(bad, clean), (clean, bad), (bad, Verdict::Incomplete)] {
+            assert_eq!(judge("v", own, other).unwrap_err().code, Code::Differ);
+        }
+        assert!(judge("v", clean, Verdict::Incomplete).is_ok());
+        assert!(judge("v", Verdict::Incomplete, Verdict::Incomplete).is_err());
     }
 
     #[test]
@@ -290,7 +447,7 @@ mod tests {
             tune(&parts, 4096, dir.path(), 5 << 20).unwrap();
             let joined = join(&parts, dir.path()).unwrap();
             assert_eq!(journal_mib(&joined.path).unwrap(), Some(5));
-            check(&parts, dir.path(), |_| {}).unwrap();
+            verify(&parts, dir.path()).unwrap();
         }
     }
 

@@ -452,15 +452,38 @@ pub fn check(node: &Arc<Node>, name: &str, answer: &Answer) -> Result<String, Re
     let was_open = held.is_open();
     held.close(node, &host, Duration::ZERO)?;
     answer.send(Line::Note(format!("volume {name} is closed for the check")));
-    let paths: Vec<PathBuf> = entry.parts.iter().map(|p| p.path.clone()).collect();
-    let checked = tools::check(&paths, node.state.path(), |line| {
-        answer.send(Line::Note(line.to_owned()));
-    });
+    let checked = both_checks(node, name, &entry, answer);
     if was_open {
         held.open(node, &host)?;
     }
-    checked?;
-    Ok(format!("volume {name} is clean"))
+    checked
+}
+
+/// Our own check, which reads through the journal, then e2fsck's, over parts that nobody has open.
+fn both_checks(
+    node: &Node,
+    name: &str,
+    entry: &catalogue::Volume,
+    answer: &Answer,
+) -> Result<String, Refusal> {
+    let note = |line: &str| {
+        answer.send(Line::Note(line.to_owned()));
+    };
+    let paths: Vec<PathBuf> = entry.parts.iter().map(|p| p.path.clone()).collect();
+    let own = {
+        let specs: Vec<PartSpec> = (entry.parts.iter())
+            .map(|part| PartSpec {
+                path: part.path.clone(),
+                len: Some(part.bytes),
+            })
+            .collect();
+        let disks = open_parts(&specs, entry.block_size, Expect::ReadOnly, None)?;
+        let volume = Volume::new(disks, entry.block_size)
+            .map_err(|e| Refusal::io("opening the parts", chain(&e)))?;
+        tools::own_check(&Arc::new(volume), note)
+    };
+    let other = tools::e2fsck(&paths, node.state.path(), note)?;
+    tools::judge(name, own, other)
 }
 
 /// `volume tune`
