@@ -261,6 +261,9 @@ fn walk(seed: u64, planted: bool) {
             _ => {}
         }
         check_prefix(&world, &known);
+        if !planted {
+            world.check_now();
+        }
     }
     // Faults stop: everything must reach INSYNC and be equal.
     world.cut = false;
@@ -272,7 +275,7 @@ fn walk(seed: u64, planted: bool) {
     world.assert_equal();
     check_present(&world, &known);
     check_prefix(&world, &known);
-    if seed % 4 == 1 && !planted {
-        world.check_parts();
+    if !planted {
+        world.check_parts(seed % 4 == 1);
     }
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use lockstepfs::fs::check::{self, Options};
 use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
 use lockstepfs::io::{Clock, Disk, Timespec};
+use lockstepfs::journal::Journal;
 use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::follower::{Env, Follower, Output, PartStore, failure};
 use lockstepfs::mirror::lost::{LostStore, LostWriter};
@@ -385,30 +387,65 @@ impl World {
         self.mirror_parts.lying.store(lying, Ordering::Relaxed);
     }
 
-    /// Stops both nodes; e2fsck finds nothing wrong with either copy.
-    pub fn check_parts(&mut self) {
+    /// What a promotion would open is a sound volume, and so is what the master has committed.
+    pub fn check_now(&self) {
+        let exact = Options {
+            exact_superblock: true,
+            ..Options::default()
+        };
+        let judge = |name: &str, journal: &Journal| {
+            let report = check::run(journal, &exact);
+            assert!(
+                report.is_clean(),
+                "the {name} is damaged: {:#?}",
+                report.findings
+            );
+        };
+        if let Some(master) = &self.master {
+            judge("master", &master.shared.journal);
+        }
+        if let Some(follower) = &self.follower
+            && follower.is_consistent()
+            && let Some(fs) = follower.fs()
+        {
+            judge("mirror", fs.journal());
+        }
+    }
+
+    /// Stops both nodes; our own check finds nothing wrong with either copy, nor does e2fsck where it is asked.
+    pub fn check_parts(&mut self, ask_e2fsck: bool) {
         self.lose_link();
         self.mirror = None;
         self.master.take().unwrap().close().unwrap();
         self.follower.take().unwrap().close().unwrap();
-        let dir = tempfile::tempdir().unwrap();
         for (name, disk) in [
             ("master", &self.master_disk),
             ("mirror", &self.mirror_parts.disk),
         ] {
-            let path = dir.path().join(name);
-            disk.save(&path).unwrap();
-            let output = std::process::Command::new("e2fsck")
-                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-                .args(["-fn"])
-                .arg(&path)
-                .output()
-                .expect("e2fsck (package e2fsprogs)");
+            let parts = vec![Arc::clone(disk) as Arc<dyn Disk>];
+            let volume = Arc::new(Volume::new(parts, BLOCK).unwrap());
+            let report = check::volume(&volume, &Options::default());
             assert!(
-                output.status.success(),
-                "e2fsck of the {name}: {}",
-                String::from_utf8_lossy(&output.stdout)
+                report.is_clean(),
+                "the {name} is damaged: {:#?}",
+                report.findings
             );
+            if ask_e2fsck {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join(name);
+                disk.save(&path).unwrap();
+                let output = std::process::Command::new("e2fsck")
+                    .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+                    .args(["-fn"])
+                    .arg(&path)
+                    .output()
+                    .expect("e2fsck (package e2fsprogs)");
+                assert!(
+                    output.status.success(),
+                    "e2fsck of the {name}: {}",
+                    String::from_utf8_lossy(&output.stdout)
+                );
+            }
         }
     }
 
