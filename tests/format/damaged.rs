@@ -15,7 +15,7 @@ use crate::engine::{self, ROOT};
 use crate::testkit::{FEATURE_SETS, FeatureSet, Rng, mke2fs};
 
 /// A small volume with something of everything, filled by the engine.
-fn filled(set: &FeatureSet) -> SimDisk {
+pub fn filled(set: &FeatureSet) -> SimDisk {
     let dir = tempfile::tempdir().expect("a directory");
     let image = dir.path().join("image");
     mke2fs(&image, 24 << 20, set).expect("mke2fs");

@@ -13,5 +13,6 @@ mod crash;
 mod damaged;
 mod kernel_filled;
 mod mirrored;
+mod mutated;
 mod space;
 mod written;
