@@ -1,5 +1,6 @@
 //! The engine's own check against e2fsck: nothing is found where e2fsck is content, and what e2fsck finds is found.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -70,21 +71,24 @@ fn a_log_that_the_kernel_left_is_checked_as_it_would_be_after_replay_and_nothing
         mke2fs(&image, 64 << 20, set).expect("mke2fs");
         let mount = LoopMount::with_options(&image, "commit=300").expect("mount");
         populate_tree(mount.dir(), 9, 60).expect("populate");
-        mount.sync().expect("synced");
+        // A commit. Syncing the whole mount would also write home what is in the log.
+        let last = File::create(mount.dir().join("last")).expect("created");
+        last.sync_all().expect("synced");
         std::fs::copy(&image, &copy).expect("copied");
-        drop(mount);
+        drop((last, mount));
         let before = SimDisk::load(&copy).expect("loaded");
         let through_log = checked(&copy, set.block_size);
         assert_clean(set.name, &through_log);
         let after = SimDisk::load(&copy).expect("loaded");
         assert_eq!(before.first_difference(&after), None, "{}", set.name);
-        // At home is the empty volume that mke2fs made, so it was the log that was looked at.
+        // At home is the volume that mke2fs made, or some of what came after: so it was the log that was looked at.
         let disk = Arc::new(before) as Arc<dyn Disk>;
         let home = check::run(
             &*engine::volume(vec![disk], set.block_size),
             &Options::default(),
         );
-        assert!(home.inodes < through_log.inodes, "{}: {home:?}", set.name);
+        let less = home.inodes < through_log.inodes;
+        assert!(less || !home.is_clean(), "{}: {home:?}", set.name);
         std::fs::remove_file(&image).expect("removed");
     }
 }

@@ -278,7 +278,7 @@ fn what_e2fsck_finds_is_found() {
         let text = std::env::var(name).ok();
         text.and_then(|text| text.parse().ok()).unwrap_or(default)
     };
-    let rounds = number("LOCKSTEP_MUTATIONS", 60) as u32;
+    let rounds = number("LOCKSTEP_MUTATIONS", 30) as u32;
     let mut rng = Rng(number("LOCKSTEP_MUTATION_SEED", 1));
     let dir = tempfile::tempdir().expect("a directory");
     let mut rates = Rates::default();
