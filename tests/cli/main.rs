@@ -3,6 +3,7 @@
 #[path = "../testkit/mod.rs"]
 mod testkit;
 
+mod checked;
 mod daemon;
 mod golden;
 mod man;

@@ -184,3 +184,30 @@ fn a_volume_with_mirrors_is_not_deleted() {
     cluster.alpha.ok(&["volume", "delete", VOLUME]);
     assert!(!cluster.path("part0").exists());
 }
+
+#[test]
+fn a_mirrors_copy_is_checked_while_it_is_not_mounted_and_goes_on() {
+    if !(need_fuse() && need_tool("mke2fs")) {
+        return;
+    }
+    let cluster = Cluster::local();
+    cluster.replicated(64, &[]);
+    std::fs::write(cluster.alpha.path("file"), b"text").unwrap();
+    cluster.settle();
+    let (status, said) = cluster.beta.refused(&["volume", "check", VOLUME]);
+    assert_eq!(status, 3, "{said}");
+    assert!(
+        said.contains(&format!("lockstep umount {VOLUME}")),
+        "{said}"
+    );
+    cluster.beta.ok(&["umount", VOLUME]);
+    let said = cluster.beta.ok(&["volume", "check", VOLUME]);
+    assert_eq!(said.trim_end(), format!("volume {VOLUME} is clean"));
+    std::fs::write(cluster.alpha.path("file"), b"more text").unwrap();
+    cluster.insync();
+    cluster.mount_mirror();
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(10));
+    cluster.settle();
+    let copy = std::fs::read(cluster.beta.path("file")).unwrap();
+    assert_eq!(copy, b"more text");
+}
