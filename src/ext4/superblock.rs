@@ -461,6 +461,16 @@ impl Superblock {
         self.joined(self.s_r_blocks_count_lo(), self.s_r_blocks_count_hi())
     }
 
+    /// The user who, beside root, may use the reserved blocks.
+    pub fn def_resuid(&self) -> u32 {
+        u32::from(self.s_def_resuid()) | u32::from(self.s_def_resuid_hi()) << 16
+    }
+
+    /// The group that may; 0 for none.
+    pub fn def_resgid(&self) -> u32 {
+        u32::from(self.s_def_resgid()) | u32::from(self.s_def_resgid_hi()) << 16
+    }
+
     /// Free blocks (free clusters times the ratio, with bigalloc); advisory.
     pub fn s_free_blocks_count(&self) -> u64 {
         self.joined(self.s_free_blocks_count_lo(), self.s_free_blocks_count_hi())

@@ -26,6 +26,7 @@ pub(crate) mod image;
 mod tests;
 
 use crate::ext4::checksum::crc32c_raw;
+use crate::ext4::features::incompat;
 use crate::ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE};
 use crate::ext4::{Geometry, GroupDesc, Superblock};
 use crate::fs::FsError;
@@ -35,7 +36,7 @@ use bits::View;
 use quarantine::Quarantine;
 use zones::{Zones, corrupt_group};
 
-pub use block::BlockRequest;
+pub use block::{BlockRequest, Reach};
 pub use inode::{InodeRequest, InodeSlot};
 
 /// Most blocks that [`Allocator::alloc_blocks`] changes: bitmap, descriptor, superblock. Freeing changes as many for each group
@@ -77,7 +78,8 @@ pub enum AllocError {
 impl From<AllocError> for FsError {
     fn from(error: AllocError) -> FsError {
         match error {
-            AllocError::NoSpace | AllocError::Quarantined { .. } => FsError::NoSpace,
+            AllocError::NoSpace => FsError::NoSpace,
+            AllocError::Quarantined { blocks } => FsError::SpaceHeld { blocks },
             AllocError::Fs(error) => error,
         }
     }
@@ -111,6 +113,7 @@ pub struct Allocator {
     free_inodes: u64,
     used_dirs: u64,
     reserved: u64,
+    for_trees: u64,
     first_ino: u32,
 }
 
@@ -148,6 +151,7 @@ impl Allocator {
                 .map(|g| g.desc.bg_free_blocks_count())
                 .collect(),
             reserved: sb.s_r_blocks_count(),
+            for_trees: kept_for_trees(sb),
             first_ino: sb.first_ino(),
             groups,
         })
@@ -257,6 +261,15 @@ impl Allocator {
         sb.set_s_free_inodes_count(self.free_inodes as u32);
         place.copy_from_slice(sb.encode());
         Ok(())
+    }
+}
+
+/// Blocks that only extent trees may have, beside the superuser's reserve: a fiftieth of the volume, at most 4096 (kernel:
+/// `ext4_calculate_resv_clusters`).
+pub(crate) fn kept_for_trees(sb: &Superblock) -> u64 {
+    match sb.has_incompat(incompat::EXTENTS) {
+        true => (sb.s_blocks_count() / 50).min(4096),
+        false => 0,
     }
 }
 

@@ -61,6 +61,16 @@ impl Attr {
     }
 }
 
+/// On whose behalf a request comes: decides whether it may use the superuser's reserve. The default is the superuser, which
+/// is also the engine's own work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group; of a user's other groups FUSE does not tell.
+    pub gid: u32,
+}
+
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {
@@ -106,6 +116,16 @@ pub struct New {
     pub gid: u32,
     /// Device number, for device nodes.
     pub rdev: u32,
+}
+
+impl New {
+    /// Who makes it: its owner is whoever asks.
+    pub(crate) fn caller(&self) -> Caller {
+        Caller {
+            uid: self.uid,
+            gid: self.gid,
+        }
+    }
 }
 
 /// One name of a directory.

@@ -27,6 +27,10 @@ pub trait BlocksMut: Blocks {
     fn create(&mut self, block: BlockNo) -> Result<&mut [u8], FsError>;
     /// Allocates between `min` and `max` adjacent blocks, as near to `goal` as can be; `FsError::NoSpace` otherwise.
     fn alloc(&mut self, goal: BlockNo, min: u32, max: u32) -> Result<BlockRange, FsError>;
+    /// One block for a node of an extent tree, as near to `goal` as can be: some are kept for these.
+    fn alloc_node(&mut self, goal: BlockNo) -> Result<BlockRange, FsError> {
+        self.alloc(goal, 1, 1)
+    }
     /// Frees blocks; they are not reused before the transaction is durable here and at every mirror.
     fn free(&mut self, range: BlockRange) -> Result<(), FsError>;
     /// Time of day: seconds, nanoseconds.

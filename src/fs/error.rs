@@ -40,6 +40,12 @@ pub enum FsError {
     /// No free block or inode.
     #[error("no space left on the volume")]
     NoSpace,
+    /// Free blocks there are, but mirrors still need what is in them: the engine has them released and tries again.
+    #[error("no space left on the volume: {blocks} free blocks are still needed by a mirror")]
+    SpaceHeld {
+        /// How many.
+        blocks: u64,
+    },
     /// The inode was freed or is another file now.
     #[error("stale file handle")]
     Stale,
@@ -105,7 +111,7 @@ impl FsError {
             FsError::Unsupported(_) => libc::EOPNOTSUPP,
             FsError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             FsError::Refused(errno) => *errno,
-            FsError::NoSpace => libc::ENOSPC,
+            FsError::NoSpace | FsError::SpaceHeld { .. } => libc::ENOSPC,
             FsError::Stale => libc::ESTALE,
             FsError::ReadOnly | FsError::Aborted(_) => libc::EROFS,
             FsError::Closed => libc::ESHUTDOWN,

@@ -11,9 +11,9 @@ use crate::fs::extent::{MAX_FILE_BLOCKS, MAX_UNWRITTEN, Mapping};
 use crate::fs::inode::{InodeStore, blocks_of};
 use crate::fs::read::file_block;
 use crate::fs::truncate::{STEP_BUDGET, STEP_CREDITS};
-use crate::fs::txn::Op;
+use crate::fs::txn::{Op, reach_of};
 use crate::fs::write::{Reserved, check_writable_file};
-use crate::fs::{FallocMode, Fs, FsError, WriteFor};
+use crate::fs::{Caller, FallocMode, Fs, FsError, WriteFor};
 use crate::units::{FileBlock, Ino};
 
 impl Fs {
@@ -58,11 +58,11 @@ impl Fs {
             }
             FallocMode::ZeroRange { keep_size } => {
                 self.punch(ino, offset, end, by)?;
-                self.allocate(ino, offset, end)?;
+                self.allocate(ino, offset, end, by.caller)?;
                 keep_size
             }
             FallocMode::Allocate { keep_size } => {
-                self.allocate(ino, offset, end)?;
+                self.allocate(ino, offset, end, by.caller)?;
                 keep_size
             }
         };
@@ -86,7 +86,7 @@ impl Fs {
     }
 
     /// Gives every hole in the range blocks that read as zeros.
-    fn allocate(&self, ino: Ino, offset: u64, end: u64) -> Result<(), FsError> {
+    fn allocate(&self, ino: Ino, offset: u64, end: u64, caller: Caller) -> Result<(), FsError> {
         let mut at = offset / self.block_size as u64;
         let to = blocks_of(end, self.block_size);
         while at < to {
@@ -99,23 +99,29 @@ impl Fs {
             };
             at += match mapping {
                 Mapping::Mapped { len, .. } => u64::from(len),
-                Mapping::Hole(len) => self.allocate_hole(ino, here, len)?,
+                Mapping::Hole(len) => self.allocate_hole(ino, here, len, caller)?,
             };
         }
         Ok(())
     }
 
     /// Gives some of a hole blocks, from its start; how many.
-    fn allocate_hole(&self, ino: Ino, at: FileBlock, len: u32) -> Result<u64, FsError> {
+    fn allocate_hole(
+        &self,
+        ino: Ino,
+        at: FileBlock,
+        len: u32,
+        caller: Caller,
+    ) -> Result<u64, FsError> {
         let range = self.retry_space(|| {
             let mut op = self.begin(1)?;
             let inode = op.inode(ino)?;
-            op.must_have_extents(&inode)?;
+            op.must_have_extents(ino, &inode)?;
             let request = BlockRequest {
                 goal: op.goal_for(ino, &inode, at)?,
                 min: 1,
                 max: len,
-                privileged: true,
+                reach: reach_of(op.sb(), caller),
             };
             op.reserve(&request)
         })?;

@@ -44,7 +44,7 @@ impl Op<'_> {
         let from = file_block(blocks_of(size, self.fs.block_size))?;
         if !inode.has_extents() {
             return match self.has_blocks_from(ino, inode, from)? {
-                true => self.must_have_extents(inode).map(|()| false),
+                true => self.must_have_extents(ino, inode).map(|()| false),
                 false => Ok(false),
             };
         }

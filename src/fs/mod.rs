@@ -27,6 +27,7 @@ pub mod owners;
 pub mod xattr;
 
 mod attr;
+mod burials;
 mod cache;
 mod close;
 mod commit;
@@ -59,8 +60,8 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 pub use attr::{
-    Attr, DirEntry, FallocMode, FileKind, NAME_MAX, New, RenameFlags, SetAttr, SetTime, StatFs,
-    Whence, XattrMode,
+    Attr, Caller, DirEntry, FallocMode, FileKind, NAME_MAX, New, RenameFlags, SetAttr, SetTime,
+    StatFs, Whence, XattrMode,
 };
 pub use close::CloseReport;
 pub use commit::Step;
@@ -106,6 +107,7 @@ pub struct Fs {
     failed: OnceLock<String>,
     /// The multiple-mount protection, where the volume has it.
     mmp: Mutex<Option<mmp::Claim>>,
+    burials: burials::Burials,
     on_commit: RwLock<Vec<CommitHook>>,
     low_space: RwLock<Option<SpaceHook>>,
 }

@@ -9,7 +9,7 @@ use crate::fs::dir::Found;
 use crate::fs::dirfile::{DirEdit, DirView};
 use crate::fs::inode::{InodeStore, attr};
 use crate::fs::txn::Op;
-use crate::fs::{Attr, FileKind, Fs, FsError, New, dir, extent, xattr};
+use crate::fs::{Attr, Caller, FileKind, Fs, FsError, New, dir, extent, xattr};
 use crate::units::{FileBlock, Ino};
 
 /// Most links of an inode (kernel: `EXT4_LINK_MAX`).
@@ -31,7 +31,7 @@ impl Fs {
             _ => {}
         }
         dir::check_name(name)?;
-        self.change(NAME_CREDITS, |op| {
+        self.change_by(new.caller(), NAME_CREDITS, |op| {
             let directory = op.living_directory(parent)?;
             op.must_not_exist(parent, &directory, name)?;
             let kind = FileKind::from_mode(new.mode as u16);
@@ -86,7 +86,7 @@ impl Fs {
             gid,
             ..New::default()
         };
-        self.change(NAME_CREDITS, |op| {
+        self.change_by(new.caller(), NAME_CREDITS, |op| {
             let directory = op.living_directory(parent)?;
             op.must_not_exist(parent, &directory, name)?;
             let (ino, mut inode) = op.new_inode(parent, &directory, &new)?;
@@ -111,8 +111,19 @@ impl Fs {
 
     /// One more name for an inode.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, FsError> {
+        self.link_by(ino, parent, name, Caller::default())
+    }
+
+    /// As `link`, on somebody's behalf.
+    pub fn link_by(
+        &self,
+        ino: Ino,
+        parent: Ino,
+        name: &[u8],
+        caller: Caller,
+    ) -> Result<Attr, FsError> {
         dir::check_name(name)?;
-        self.change(NAME_CREDITS, |op| {
+        self.change_by(caller, NAME_CREDITS, |op| {
             let directory = op.living_directory(parent)?;
             let mut inode = op.inode(ino)?;
             if inode.is_dir() || inode.has_flag(flags::IMMUTABLE | flags::APPEND) {
@@ -367,7 +378,7 @@ impl<'a> Op<'a> {
         let links = inode.i_links_count().saturating_sub(1);
         if links == 0 && inode.is_reg() && !inode.has_extents() && inode.i_blocks(self.sb()) > 0 {
             // Its blocks could not be freed.
-            self.must_have_extents(&inode)?;
+            self.must_have_extents(ino, &inode)?;
         }
         inode.set_i_links_count(links);
         inode.set_i_ctime(self.now());

@@ -16,6 +16,7 @@ use crate::ext4::superblock::{EXT4_ERROR_FS, SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE}
 use crate::ext4::{GroupDesc, Inode, Superblock};
 use crate::fs::alloc::{Allocator, MetaBlocks};
 use crate::fs::blocks::Blocks;
+use crate::fs::burials::Burials;
 use crate::fs::cache::Cache;
 use crate::fs::extent::{self, Mapping};
 use crate::fs::inode::{blocks_of, owner};
@@ -377,6 +378,7 @@ impl Fs {
             failed: OnceLock::new(),
             on_commit: RwLock::new(Vec::new()),
             low_space: RwLock::new(None),
+            burials: Burials::default(),
             mmp: Mutex::new(None),
             volume,
             journal,

@@ -9,7 +9,7 @@ use crate::fs::dirfile::DirView;
 use crate::fs::inode::InodeStore;
 use crate::fs::namei::{NAME_CREDITS, Names, add_dir_link, drop_dir_link};
 use crate::fs::txn::Op;
-use crate::fs::{FileKind, Fs, FsError, RenameFlags, dir};
+use crate::fs::{Caller, FileKind, Fs, FsError, RenameFlags, dir};
 use crate::units::Ino;
 
 /// Steps up from a directory to the root at most: longer than any path that can be made, so that a loop on disk ends.
@@ -39,6 +39,19 @@ impl Fs {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<(), FsError> {
+        self.rename_by(parent, name, new_parent, new_name, flags, Caller::default())
+    }
+
+    /// As `rename`, on somebody's behalf.
+    pub fn rename_by(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+        caller: Caller,
+    ) -> Result<(), FsError> {
         dir::check_name(name)?;
         dir::check_name(new_name)?;
         for name in [name, new_name] {
@@ -49,7 +62,7 @@ impl Fs {
         if flags.noreplace && flags.exchange {
             return Err(FsError::Refused(libc::EINVAL));
         }
-        let nameless = self.change(2 * NAME_CREDITS, |op| {
+        let nameless = self.change_by(caller, 2 * NAME_CREDITS, |op| {
             let from = op.directory(parent)?;
             let to = op.living_directory(new_parent)?;
             let found = op.must_exist(parent, &from, name)?;

@@ -2,14 +2,14 @@
 //! set-user-id bits and capabilities that go with a new owner, lists that follow the mode.
 
 use crate::ext4::Inode;
-use crate::ext4::features::incompat;
 use crate::ext4::inode::flags;
+use crate::fs::alloc::kept_for_trees;
 use crate::fs::attr::{S_ISGID, S_ISUID, S_IXGRP};
 use crate::fs::blocks::{Blocks, BlocksMut};
 use crate::fs::inode::{InodeStore, attr};
 use crate::fs::truncate::STEP_CREDITS;
 use crate::fs::txn::Op;
-use crate::fs::{Attr, Fs, FsError, NAME_MAX, SetAttr, SetTime, StatFs, XattrMode, xattr};
+use crate::fs::{Attr, Caller, Fs, FsError, NAME_MAX, SetAttr, SetTime, StatFs, XattrMode, xattr};
 use crate::units::Ino;
 
 /// Blocks that a change of attributes changes at most: the inode, two blocks of attributes with their bitmaps and
@@ -104,7 +104,19 @@ impl Fs {
         value: &[u8],
         mode: XattrMode,
     ) -> Result<(), FsError> {
-        self.change_xattr(ino, |op, inode| {
+        self.setxattr_by(ino, name, value, mode, Caller::default())
+    }
+
+    /// As `setxattr`, on somebody's behalf.
+    pub fn setxattr_by(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        caller: Caller,
+    ) -> Result<(), FsError> {
+        self.change_xattr(ino, caller, |op, inode| {
             let goal = op.goal_of(ino);
             xattr::set(op, inode, ino, goal, name, value, mode)
         })
@@ -112,15 +124,18 @@ impl Fs {
 
     /// Removes an extended attribute; ENODATA when there is none.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsError> {
-        self.change_xattr(ino, |op, inode| xattr::remove(op, inode, ino, name))
+        self.change_xattr(ino, Caller::default(), |op, inode| {
+            xattr::remove(op, inode, ino, name)
+        })
     }
 
     fn change_xattr(
         &self,
         ino: Ino,
+        caller: Caller,
         work: impl Fn(&mut Op<'_>, &mut Inode) -> Result<xattr::Change, FsError>,
     ) -> Result<(), FsError> {
-        self.change(ATTR_CREDITS, |op| {
+        self.change_by(caller, ATTR_CREDITS, |op| {
             let mut inode = op.inode(ino)?;
             if inode.has_flag(flags::IMMUTABLE | flags::APPEND) {
                 return Err(FsError::Refused(libc::EPERM));
@@ -151,12 +166,8 @@ impl Fs {
             ),
         };
         let blocks = sb.s_blocks_count();
-        // Beside the superuser's reserve, ext4 keeps a fiftieth, at most 4096 blocks, for growing extent trees.
-        let for_trees = match sb.has_incompat(incompat::EXTENTS) {
-            true => (blocks / 50).min(4096),
-            false => 0,
-        };
-        let kept = sb.s_r_blocks_count() + for_trees;
+        // What the allocator refuses to anyone but the superuser.
+        let kept = sb.s_r_blocks_count() + kept_for_trees(sb);
         Ok(StatFs {
             bsize: sb.block_size(),
             blocks: blocks.saturating_sub(overhead),

@@ -108,7 +108,7 @@ impl Op<'_> {
         range: BlockRange,
         unwritten: bool,
     ) -> Result<(), FsError> {
-        self.must_have_extents(inode)?;
+        self.must_have_extents(ino, inode)?;
         let mut root = inode.i_block();
         let change = extent::insert(self, owner(ino, inode), &mut root, at, range, unwritten)?;
         inode.set_i_block(root);
@@ -124,7 +124,7 @@ impl Op<'_> {
         at: FileBlock,
         len: u32,
     ) -> Result<(), FsError> {
-        self.must_have_extents(inode)?;
+        self.must_have_extents(ino, inode)?;
         let mut root = inode.i_block();
         let change = extent::convert(self, owner(ino, inode), &mut root, at, len)?;
         inode.set_i_block(root);
@@ -141,7 +141,7 @@ impl Op<'_> {
         to: u64,
         budget: usize,
     ) -> Result<Option<FileBlock>, FsError> {
-        self.must_have_extents(inode)?;
+        self.must_have_extents(ino, inode)?;
         let mut root = inode.i_block();
         let removed = extent::remove(self, owner(ino, inode), &mut root, from, to, budget)?;
         inode.set_i_block(root);
@@ -154,14 +154,16 @@ impl Op<'_> {
         Ok(removed.stopped_at)
     }
 
-    /// Files mapped the ext2 way can be read, not changed.
-    pub fn must_have_extents(&self, inode: &Inode) -> Result<(), FsError> {
+    /// Files mapped the ext2 way can be read and overwritten; their blocks can not be changed.
+    pub fn must_have_extents(&self, ino: Ino, inode: &Inode) -> Result<(), FsError> {
         if inode.has_extents() {
             return Ok(());
         }
-        Err(FsError::Unsupported(
-            "changing the blocks of a file that is mapped without extents; copy it".into(),
-        ))
+        Err(FsError::Unsupported(format!(
+            "growing, cutting or removing inode {ino}, whose blocks are mapped without extents (as in ext3): mount the \
+             volume with the kernel's ext4 while it is closed here, and either run `chattr +e` on the file (find it with \
+             `find DIR -inum {ino}`) or copy and rename it"
+        )))
     }
 
     /// The inode has `blocks` more (or fewer).

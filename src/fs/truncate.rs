@@ -1,6 +1,8 @@
 //! Cutting files, deleting them, and the orphans that survive a crash in the middle of either. Owns the steps: each is one
 //! operation of bounded size; while more are to come, the inode is in the orphan list.
 
+use std::time::Duration;
+
 use tracing::{error, warn};
 
 use crate::ext4::Inode;
@@ -67,6 +69,7 @@ impl Fs {
                 Ok(true)
             })?;
             if done {
+                self.burials.note();
                 return Ok(());
             }
         }
@@ -97,6 +100,12 @@ impl Fs {
         if self.meta.read().orphans.contains(ino) {
             self.delete_unless_held(Some(ino));
         }
+    }
+
+    /// How long an operation that finds no space waits for a removed file to be let go of by the kernel, in all. Zero
+    /// unless set: whoever has no kernel behind it waits for nothing.
+    pub fn set_patience(&self, patience: Duration) {
+        self.burials.set_patience(patience);
     }
 
     /// At the end of an opening: orphans that the kernel still refers to go too.

@@ -7,17 +7,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::RwLockWriteGuard;
 use tracing::warn;
 
 use crate::ext4::Superblock;
-use crate::fs::alloc::{Allocator, BlockRequest};
+use crate::fs::alloc::{Allocator, BlockRequest, Reach};
 use crate::fs::blocks::{Blocks, BlocksMut};
 use crate::fs::meta::Meta;
 use crate::fs::orphan::Orphans;
 use crate::fs::running::{Collected, subtract};
-use crate::fs::{Fs, FsError, FsRole};
+use crate::fs::{Caller, Fs, FsError, FsRole};
 use crate::journal::{Image, Reference};
 use crate::units::{BlockNo, BlockRange, Ino, Txid};
 
@@ -30,6 +31,8 @@ pub(crate) struct Op<'a> {
     pub fs: &'a Fs,
     /// What is behind the metadata lock.
     pub meta: RwLockWriteGuard<'a, Meta>,
+    /// Which of the last free blocks it may have.
+    pub reach: Reach,
     /// What the running transaction had for each image that this operation changed.
     before: HashMap<BlockNo, Before>,
     sb_before: Option<(Superblock, bool)>,
@@ -56,10 +59,21 @@ impl Fs {
     pub(crate) fn change<R>(
         &self,
         credits: usize,
+        work: impl FnMut(&mut Op<'_>) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        self.change_by(Caller::default(), credits, work)
+    }
+
+    /// As `change`, on somebody's behalf.
+    pub(crate) fn change_by<R>(
+        &self,
+        caller: Caller,
+        credits: usize,
         mut work: impl FnMut(&mut Op<'_>) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
         self.retry_space(|| {
             let mut op = self.begin(credits)?;
+            op.reach = reach_of(op.sb(), caller);
             let result = work(&mut op)?;
             if op.finish() {
                 self.commit_if_idle();
@@ -73,13 +87,31 @@ impl Fs {
         &self,
         mut work: impl FnMut() -> Result<R, FsError>,
     ) -> Result<R, FsError> {
-        for _ in 0..SPACE_RETRIES {
+        let mut left = SPACE_RETRIES;
+        let mut patience = None;
+        loop {
+            let deleted = self.burials.count();
             match work() {
-                Err(FsError::NoSpace) if self.reclaim()? => {}
+                Err(FsError::SpaceHeld { .. }) if left > 0 && self.reclaim()? => left -= 1,
+                // What is free is not enough: no mirror has to give anything up for that. But the kernel may just be
+                // letting go of a file that was removed.
+                Err(FsError::NoSpace | FsError::SpaceHeld { .. }) => {
+                    if !self.deleted_another(deleted, &mut patience) {
+                        return Err(FsError::NoSpace);
+                    }
+                }
                 result => return result,
             }
         }
-        work()
+    }
+
+    /// Whether more files than `deleted` have been deleted: at once if so, else after waiting for one, for as long as the
+    /// mount has asked for, if there are files without a name.
+    fn deleted_another(&self, deleted: u64, patience: &mut Option<Instant>) -> bool {
+        if self.burials.count() == deleted && self.meta.read().orphans.is_empty() {
+            return false;
+        }
+        self.burials.wait(deleted, patience)
     }
 
     /// Waits for room for `credits` blocks in the running transaction and begins an operation.
@@ -96,6 +128,7 @@ impl Fs {
                 return Ok(Op {
                     fs: self,
                     meta,
+                    reach: Reach::Superuser,
                     before: HashMap::new(),
                     sb_before: None,
                     alloc_changed: false,
@@ -148,6 +181,17 @@ impl Fs {
             hook();
         }
         Ok(release() < before)
+    }
+}
+
+/// As ext4: root, and the user and the group that the superblock names, may use the reserve.
+pub(crate) fn reach_of(sb: &Superblock, caller: Caller) -> Reach {
+    let group = sb.def_resgid();
+    let favoured =
+        caller.uid == 0 || caller.uid == sb.def_resuid() || (group != 0 && caller.gid == group);
+    match favoured {
+        true => Reach::Superuser,
+        false => Reach::Anyone,
     }
 }
 
@@ -324,7 +368,17 @@ impl BlocksMut for Op<'_> {
             goal,
             min,
             max,
-            privileged: true,
+            reach: self.reach,
+        };
+        self.with_alloc(|alloc, op| Ok(alloc.alloc_blocks(op, &request)?))
+    }
+
+    fn alloc_node(&mut self, goal: BlockNo) -> Result<BlockRange, FsError> {
+        let request = BlockRequest {
+            goal,
+            min: 1,
+            max: 1,
+            reach: Reach::Tree,
         };
         self.with_alloc(|alloc, op| Ok(alloc.alloc_blocks(op, &request)?))
     }

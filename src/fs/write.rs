@@ -19,8 +19,8 @@ use crate::fs::blocks::{Blocks, BlocksMut};
 use crate::fs::extent::Mapping;
 use crate::fs::inode::{InodeStore, blocks_of};
 use crate::fs::read::file_block;
-use crate::fs::txn::Op;
-use crate::fs::{Fs, FsError};
+use crate::fs::txn::{Op, reach_of};
+use crate::fs::{Caller, Fs, FsError};
 use crate::journal::{Image, Reference};
 use crate::units::{BlockNo, BlockRange, FileBlock, Ino};
 
@@ -48,6 +48,21 @@ pub struct WriteFor {
     /// The kernel's own cache (FUSE_WRITE_CACHE). The times of such a write are the kernel's, which sets them by itself,
     /// before or after: the moment at which the bytes arrive here is nobody's.
     pub writeback: bool,
+    /// Who writes. Not known for what comes from the kernel's cache: see `write_as`.
+    pub caller: Caller,
+}
+
+impl WriteFor {
+    /// On whose behalf blocks are taken for `inode`.
+    fn of(&self, inode: &Inode) -> Caller {
+        match self.writeback {
+            true => Caller {
+                uid: inode.i_uid(),
+                gid: inode.i_gid(),
+            },
+            false => self.caller,
+        }
+    }
 }
 
 /// What is at a piece of the file before it is written.
@@ -97,7 +112,10 @@ impl Fs {
         self.write_as(ino, offset, data, WriteFor::default())
     }
 
-    /// As `write`, for the kernel.
+    /// As `write`, for the kernel. What its cache writes back has nobody behind it any more; ext4 has taken the space when
+    /// the program wrote, on behalf of that program. The nearest that can be known is the file's owner: the superuser's
+    /// files may use the reserve. And the kernel looks at the error of such a write only, never at its length: it is all
+    /// or an error.
     pub fn write_as(
         &self,
         ino: Ino,
@@ -123,7 +141,7 @@ impl Fs {
                 Ok(bytes) => done += bytes,
                 // What there is room for is written.
                 Err(FsError::NoSpace) if most > 1 => most = most.div_ceil(4),
-                Err(e) if done > 0 => {
+                Err(e) if done > 0 && !by.writeback => {
                     warn!(%ino, error = %e, "a write ended early");
                     break;
                 }
@@ -182,7 +200,7 @@ impl Fs {
                 }
                 Before::Hole => {
                     let from = reserved.ranges.len();
-                    self.reserve(ino, piece, &mut reserved.ranges)?;
+                    self.reserve(ino, piece, by, &mut reserved.ranges)?;
                     let mut rest = bytes;
                     for range in &reserved.ranges[from..] {
                         let (now, later) = rest.split_at(range.len as usize * self.block_size);
@@ -202,6 +220,7 @@ impl Fs {
             .sum();
         self.change(WRITE_CREDITS + by_value, |op| {
             let mut inode = op.inode(ino)?;
+            op.reach = reach_of(op.sb(), by.of(&inode));
             let mut ranges = reserved.ranges.iter().copied();
             let mut data_changes = false;
             for piece in &pieces {
@@ -399,6 +418,7 @@ impl Fs {
         &self,
         ino: Ino,
         piece: &Piece,
+        by: WriteFor,
         ranges: &mut Vec<BlockRange>,
     ) -> Result<(), FsError> {
         let mut left = piece.len;
@@ -406,18 +426,16 @@ impl Fs {
         while left > 0 {
             let range = self.retry_space(|| {
                 let mut op = self.begin(1)?;
+                let inode = op.inode(ino)?;
                 let goal = match goal {
                     Some(goal) => goal,
-                    None => {
-                        let inode = op.inode(ino)?;
-                        op.goal_for(ino, &inode, piece.at)?
-                    }
+                    None => op.goal_for(ino, &inode, piece.at)?,
                 };
                 let request = BlockRequest {
                     goal,
                     min: 1,
                     max: left,
-                    privileged: true,
+                    reach: reach_of(op.sb(), by.of(&inode)),
                 };
                 op.reserve(&request)
             })?;

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -15,7 +15,7 @@ use fuser::{
 };
 
 use crate::fs::{
-    Attr, FallocMode, Fs, FsError, New, RenameFlags, SetAttr, Whence, WriteFor, XattrMode,
+    Attr, Caller, FallocMode, Fs, FsError, New, RenameFlags, SetAttr, Whence, WriteFor, XattrMode,
 };
 use crate::fuse::nodes::Nodes;
 use crate::fuse::seeker::{Seeker, Seeking};
@@ -27,6 +27,10 @@ use crate::units::Ino;
 const MAX_WRITE: u32 = 1 << 20;
 /// Entries that are looked at for one readdirplus at most; the kernel asks again.
 const PLUS_BATCH: usize = 128;
+
+/// What a request without space waits at most for the kernel to forget a removed file: that it was closed is known to the
+/// kernel by then, and the FORGET on its way.
+const FORGET_WAIT: Duration = Duration::from_millis(20);
 
 macro_rules! counters {
     ($($name:ident),* $(,)?) => {
@@ -120,6 +124,7 @@ impl Adapter {
     /// Serves `fs`.
     pub fn new(fs: Arc<Fs>, options: &MountOptions, counts: Arc<RequestCounts>) -> Adapter {
         let kernel = Arc::new(OnceLock::new());
+        fs.set_patience(FORGET_WAIT);
         Adapter {
             syncer: Syncer::start(&fs),
             seeker: Seeker::start(&fs, &kernel),
@@ -235,6 +240,14 @@ impl Adapter {
             datasync,
             reply,
         });
+    }
+}
+
+/// Who asks.
+fn caller(req: &Request) -> Caller {
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
     }
 }
 
@@ -403,7 +416,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -424,14 +437,15 @@ impl Filesystem for Adapter {
         };
         let (name, newname) = (name.as_bytes(), newname.as_bytes());
         Self::empty(
-            self.fs.rename(parent, name, newparent, newname, flags),
+            self.fs
+                .rename_by(parent, name, newparent, newname, flags, caller(req)),
             reply,
         );
     }
 
     fn link(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
@@ -440,7 +454,10 @@ impl Filesystem for Adapter {
         count!(self, link);
         let ino = or_reply!(self.writable(ino), reply);
         let parent = or_reply!(self.writable(newparent), reply);
-        self.entry(self.fs.link(ino, parent, newname.as_bytes()), reply);
+        let linked = self
+            .fs
+            .link_by(ino, parent, newname.as_bytes(), caller(req));
+        self.entry(linked, reply);
     }
 
     /// The kernel remembers ENOSYS and opens files by itself from then on, keeping their pages.
@@ -504,7 +521,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -519,6 +536,7 @@ impl Filesystem for Adapter {
         let by = WriteFor {
             kill_suidgid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             writeback: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            caller: caller(req),
         };
         let written = or_reply!(self.fs.write_as(ino, offset, data, by), reply);
         reply.written(written as u32);
@@ -647,7 +665,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -663,7 +681,10 @@ impl Filesystem for Adapter {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        Self::empty(self.fs.setxattr(ino, name.as_bytes(), value, mode), reply);
+        let set = self
+            .fs
+            .setxattr_by(ino, name.as_bytes(), value, mode, caller(req));
+        Self::empty(set, reply);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -693,7 +714,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -714,6 +735,7 @@ impl Filesystem for Adapter {
         let by = WriteFor {
             kill_suidgid: false,
             writeback: self.writeback.load(Ordering::Relaxed),
+            caller: caller(req),
         };
         let done = self.fs.fallocate_as(ino, mode, offset, length, by);
         Self::empty(done, reply);

@@ -15,4 +15,5 @@ mod kernel_filled;
 mod mirrored;
 mod mutated;
 mod space;
+mod tight;
 mod written;

@@ -23,8 +23,21 @@ pub struct BlockRequest {
     pub min: u32,
     /// Most blocks wanted.
     pub max: u32,
-    /// The caller may take blocks reserved for the superuser.
-    pub privileged: bool,
+    /// Which of the last free blocks it may have.
+    pub reach: Reach,
+}
+
+/// How far a request may reach into the last free blocks, as in ext4 (kernel: `ext4_has_free_clusters`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Neither into the superuser's reserve nor into what is kept for extent trees.
+    Anyone,
+    /// Into the superuser's reserve.
+    #[default]
+    Superuser,
+    /// Into everything: nodes of extent trees. Without one, data that has blocks could not be mapped, a hole not be
+    /// punched; so it does not fail where anything else already does (kernel: `EXT4_MB_USE_RESERVED`).
+    Tree,
 }
 
 /// A part of a range that lies in one group.
@@ -72,7 +85,11 @@ impl Allocator {
         request: &BlockRequest,
     ) -> Result<(usize, Run), AllocError> {
         let min = request.min.max(1);
-        let keep = if request.privileged { 0 } else { self.reserved };
+        let keep = match request.reach {
+            Reach::Anyone => self.reserved + self.for_trees,
+            Reach::Superuser => self.for_trees,
+            Reach::Tree => 0,
+        };
         // Blocks promised to writes under way are free on disk, but no longer to be had.
         let promised = self.quarantine.of(RESERVED);
         let allowed = self.free_blocks.saturating_sub(keep + promised);

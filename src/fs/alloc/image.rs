@@ -13,7 +13,9 @@ use std::sync::Arc;
 use crate::ext4::inode::flags;
 use crate::ext4::{Inode, Superblock};
 use crate::fs::FsError;
-use crate::fs::alloc::{AllocError, Allocator, BlockRequest, InodeRequest, InodeSlot, MetaBlocks};
+use crate::fs::alloc::{
+    AllocError, Allocator, BlockRequest, InodeRequest, InodeSlot, MetaBlocks, Reach,
+};
 use crate::fs::blocks::{Blocks, BlocksMut};
 use crate::fs::extent::{self, Change, Owner};
 use crate::journal::Image;
@@ -228,7 +230,7 @@ impl TestFs {
             goal: BlockNo(goal),
             min,
             max,
-            privileged: true,
+            reach: Reach::Tree,
         };
         self.allocator.alloc_blocks(&mut self.meta, &request)
     }

@@ -211,7 +211,10 @@ fn request(goal: u64, min: u32, max: u32, privileged: bool) -> BlockRequest {
         goal: BlockNo(goal),
         min,
         max,
-        privileged,
+        reach: match privileged {
+            true => Reach::Tree,
+            false => Reach::Anyone,
+        },
     }
 }
 

@@ -213,7 +213,7 @@ impl<'a, B: BlocksMut + ?Sized> Tree<'a, B> {
             None => self.home(),
         };
         for _ in 0..need {
-            match self.blocks.alloc(goal, 1, 1) {
+            match self.blocks.alloc_node(goal) {
                 Ok(range) => self.pool.push(range.start),
                 Err(error) => {
                     while let Some(block) = self.pool.pop() {

@@ -1,0 +1,54 @@
+//! Files that are being deleted while somebody needs their space. The kernel lets go of a removed file (FORGET) some time
+//! after the program has closed it, and its next request may overtake that: on ext4, the space would be there by then. Owns
+//! the count of deletions and the wait for the next; never decides what is deleted. Its lock is a leaf.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+#[derive(Default)]
+pub(crate) struct Burials {
+    state: Mutex<State>,
+    one_more: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    deleted: u64,
+    /// How long an operation waits, in all. Zero, unless a kernel is at the other end.
+    patience: Duration,
+}
+
+impl Burials {
+    /// Files deleted so far.
+    pub fn count(&self) -> u64 {
+        self.state.lock().deleted
+    }
+
+    /// One more was deleted.
+    pub fn note(&self) {
+        self.state.lock().deleted += 1;
+        self.one_more.notify_all();
+    }
+
+    /// How long an operation without space waits.
+    pub fn set_patience(&self, patience: Duration) {
+        self.state.lock().patience = patience;
+    }
+
+    /// Waits until more than `seen` were deleted; false when patience ends before. `until`: when it does, from the first wait
+    /// of an operation on.
+    pub fn wait(&self, seen: u64, until: &mut Option<Instant>) -> bool {
+        let mut state = self.state.lock();
+        let until = *until.get_or_insert_with(|| Instant::now() + state.patience);
+        if Instant::now() >= until {
+            return false;
+        }
+        while state.deleted == seen {
+            if self.one_more.wait_until(&mut state, until).timed_out() {
+                return state.deleted > seen;
+            }
+        }
+        true
+    }
+}
