@@ -32,6 +32,8 @@ struct State {
     changed: Txid,
     /// The last transaction that changed what fdatasync promises: size, map, logged data.
     data_changed: Txid,
+    /// `i_blocks` changed since somebody asked.
+    blocks_changed: bool,
 }
 
 impl InCore {
@@ -52,6 +54,16 @@ impl InCore {
         if data {
             state.data_changed = state.data_changed.max(txid);
         }
+    }
+
+    /// Notes that `i_blocks` changed.
+    pub fn note_blocks(&self) {
+        self.state.lock().blocks_changed = true;
+    }
+
+    /// Whether it did since the last time that this was asked.
+    pub fn take_blocks_changed(&self) -> bool {
+        std::mem::take(&mut self.state.lock().blocks_changed)
     }
 
     /// Whether the kernel refers to the inode.

@@ -22,6 +22,7 @@ use crate::fs::extent::{self, Mapping};
 use crate::fs::inode::{blocks_of, owner};
 use crate::fs::inodes::Inodes;
 use crate::fs::meta::{Meta, superblock_place};
+use crate::fs::mmp::{Claim, claim_volume};
 use crate::fs::orphan::Orphans;
 use crate::fs::running::Running;
 use crate::fs::{Fs, FsError, indirect};
@@ -52,6 +53,8 @@ pub struct Opened {
     pub recovered: Option<Recovery>,
     /// Whether its features allow writing.
     pub access: Access,
+    /// The claim of the multiple-mount protection, if it was made before the journal was recovered; else a master makes it.
+    pub claim: Option<Claim>,
 }
 
 /// What an open volume is for.
@@ -305,6 +308,7 @@ pub fn open_volume(volume: Arc<Volume>, base: Txid, how: How) -> Result<Opened, 
         journal,
         recovered,
         access,
+        claim: None,
     })
 }
 
@@ -330,6 +334,7 @@ impl Fs {
             volume,
             journal,
             access,
+            claim,
             ..
         } = opened;
         if options.role == FsRole::Master
@@ -384,14 +389,17 @@ impl Fs {
             journal,
         };
         if fs.role == FsRole::Master {
-            fs.claim()?;
+            fs.claim(claim)?;
         }
         Ok(fs)
     }
 
     /// What a master does before its first request.
-    fn claim(&self) -> Result<(), FsError> {
-        self.claim_mmp()?;
+    fn claim(&self, claim: Option<Claim>) -> Result<(), FsError> {
+        *self.mmp.lock() = match claim {
+            Some(claim) => Some(claim),
+            None => claim_volume(&self.volume, &*self.clock, &*self.random)?,
+        };
         {
             let now = self.clock.now().secs;
             let mut meta = self.meta.write();

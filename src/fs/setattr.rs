@@ -135,6 +135,7 @@ impl Fs {
         caller: Caller,
         work: impl Fn(&mut Op<'_>, &mut Inode) -> Result<xattr::Change, FsError>,
     ) -> Result<(), FsError> {
+        let mut changed = false;
         self.change_by(caller, ATTR_CREDITS, |op| {
             let mut inode = op.inode(ino)?;
             if inode.has_flag(flags::IMMUTABLE | flags::APPEND) {
@@ -143,8 +144,21 @@ impl Fs {
             let change = work(op, &mut inode)?;
             op.add_i_blocks(&mut inode, change.blocks)?;
             inode.set_i_ctime(op.now());
-            op.put_inode(ino, &mut inode, false)
-        })
+            op.put_inode(ino, &mut inode, false)?;
+            changed = change.blocks != 0;
+            Ok(())
+        })?;
+        if changed {
+            self.inodes.get(ino, self.committed()).note_blocks();
+        }
+        Ok(())
+    }
+
+    /// Whether the space that a file takes has changed, other than by `setattr` or `fallocate`, since this was asked last:
+    /// a kernel that keeps attributes has to be told. At worst it says so once too often.
+    pub fn take_blocks_changed(&self, ino: Ino) -> bool {
+        let state = self.inodes.find(ino);
+        state.is_some_and(|state| state.take_blocks_changed())
     }
 
     /// Sizes and what is free, as ext4 counts them.

@@ -218,9 +218,11 @@ impl Fs {
             .filter(|piece| piece.by_value)
             .map(|piece| piece.len as usize)
             .sum();
+        let mut blocks_changed = false;
         self.change(WRITE_CREDITS + by_value, |op| {
             let mut inode = op.inode(ino)?;
             op.reach = reach_of(op.sb(), by.of(&inode));
+            let blocks_before = inode.i_blocks(op.sb());
             let mut ranges = reserved.ranges.iter().copied();
             let mut data_changes = false;
             for piece in &pieces {
@@ -244,9 +246,13 @@ impl Fs {
                 inode.set_i_mtime(now);
                 inode.set_i_ctime(now);
             }
+            blocks_changed = inode.i_blocks(op.sb()) != blocks_before;
             op.put_inode(ino, &mut inode, data_changes)
         })?;
         reserved.ranges.clear();
+        if blocks_changed {
+            self.inodes.get(ino, self.committed()).note_blocks();
+        }
         Ok(bytes)
     }
 

@@ -19,6 +19,7 @@ use crate::fs::{
 };
 use crate::fuse::nodes::Nodes;
 use crate::fuse::seeker::{Seeker, Seeking};
+use crate::fuse::space::{self, Space};
 use crate::fuse::syncer::{Syncer, Waiting};
 use crate::fuse::{FOR_EVER, MountOptions, convert};
 use crate::units::Ino;
@@ -111,6 +112,7 @@ pub struct Adapter {
     nodes: Arc<Nodes>,
     counts: Arc<RequestCounts>,
     syncer: Syncer,
+    space: Space,
     seeker: Seeker,
     /// Whether the kernel collects writes, and owns the times of regular files.
     writeback: AtomicBool,
@@ -126,7 +128,8 @@ impl Adapter {
         let kernel = Arc::new(OnceLock::new());
         fs.set_patience(FORGET_WAIT);
         Adapter {
-            syncer: Syncer::start(&fs),
+            syncer: Syncer::start(&fs, &kernel),
+            space: Space::start(&fs, &kernel),
             seeker: Seeker::start(&fs, &kernel),
             writeback: AtomicBool::new(false),
             kernel,
@@ -312,6 +315,8 @@ impl Filesystem for Adapter {
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         count!(self, getattr);
         let ino = or_reply!(self.ino(ino), reply);
+        // Before it is read: what changes from here on is told of.
+        self.fs.take_blocks_changed(ino);
         let attr = or_reply!(self.fs.getattr(ino), reply);
         reply.attr(&FOR_EVER, &convert::attr(&attr));
     }
@@ -540,6 +545,10 @@ impl Filesystem for Adapter {
         };
         let written = or_reply!(self.fs.write_as(ino, offset, data, by), reply);
         reply.written(written as u32);
+        // What a program writes past the cache, the kernel asks about by itself.
+        if by.writeback {
+            self.space.written(ino);
+        }
     }
 
     fn flush(
@@ -684,6 +693,7 @@ impl Filesystem for Adapter {
         let set = self
             .fs
             .setxattr_by(ino, name.as_bytes(), value, mode, caller(req));
+        space::tell(&self.fs, &self.kernel, ino);
         Self::empty(set, reply);
     }
 
@@ -709,7 +719,9 @@ impl Filesystem for Adapter {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         count!(self, removexattr);
         let ino = or_reply!(self.writable(ino), reply);
-        Self::empty(self.fs.removexattr(ino, name.as_bytes()), reply);
+        let removed = self.fs.removexattr(ino, name.as_bytes());
+        space::tell(&self.fs, &self.kernel, ino);
+        Self::empty(removed, reply);
     }
 
     fn fallocate(

@@ -9,6 +9,7 @@ mod convert;
 mod invalidate;
 mod nodes;
 mod seeker;
+mod space;
 mod stale;
 mod syncer;
 mod trial;

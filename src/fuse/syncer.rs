@@ -1,15 +1,16 @@
 //! Where requests wait for the disk: fsync and its kin are answered from threads of their own, so that the threads that
 //! take requests never wait for a flush. Requests that come while a commit runs share the next one.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
-use fuser::ReplyEmpty;
+use fuser::{Notifier, ReplyEmpty};
 use parking_lot::Mutex;
 
 use crate::fs::Fs;
 use crate::fuse::convert::errno;
+use crate::fuse::space;
 use crate::units::Ino;
 
 /// Two: one waits for the disk while the other answers those that are already covered.
@@ -34,16 +35,16 @@ pub struct Syncer {
 
 impl Syncer {
     /// Starts the threads.
-    pub fn start(fs: &Arc<Fs>) -> Syncer {
+    pub fn start(fs: &Arc<Fs>, kernel: &Arc<OnceLock<Notifier>>) -> Syncer {
         let (queue, work) = channel();
         let work = Arc::new(Mutex::new(work));
         let mut threads = Vec::new();
         for _ in 0..THREADS {
             let work = Arc::clone(&work);
-            let fs = Arc::clone(fs);
+            let (fs, kernel) = (Arc::clone(fs), Arc::clone(kernel));
             let spawned = std::thread::Builder::new()
                 .name("fsync".to_string())
-                .spawn(move || run(&work, &fs));
+                .spawn(move || run(&work, &fs, &kernel));
             match spawned {
                 Ok(thread) => threads.push(thread),
                 Err(error) => tracing::error!(%error, "no thread for fsync"),
@@ -77,13 +78,15 @@ impl Drop for Syncer {
     }
 }
 
-fn run(work: &Mutex<Receiver<Waiting>>, fs: &Fs) {
+fn run(work: &Mutex<Receiver<Waiting>>, fs: &Fs, kernel: &OnceLock<Notifier>) {
     loop {
         let next = work.lock().recv();
         let Ok(waiting) = next else {
             return;
         };
-        match fs.fsync(waiting.ino, waiting.datasync) {
+        let synced = fs.fsync(waiting.ino, waiting.datasync);
+        space::tell(fs, kernel, waiting.ino);
+        match synced {
             Ok(_) => waiting.reply.ok(),
             Err(error) => waiting.reply.error(errno(&error)),
         }

@@ -65,6 +65,10 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn now(&self) -> Timespec;
     /// Time since some fixed point; never goes back.
     fn monotonic(&self) -> Duration;
+    /// Lets `time` pass. For what can do nothing else meanwhile, such as watching whether another host changes a volume.
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
 }
 
 /// Where random numbers come from.

@@ -60,6 +60,10 @@ impl Clock for SimClock {
     fn monotonic(&self) -> Duration {
         *self.passed.lock()
     }
+
+    fn sleep(&self, time: Duration) {
+        *self.passed.lock() += time;
+    }
 }
 
 /// Random numbers from a seed (splitmix64, Steele and others, "Fast splittable pseudorandom number generators",

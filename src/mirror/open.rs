@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::fs::{Fs, FsOptions, FsRole, How, open_volume};
+use crate::fs::{Fs, FsOptions, FsRole, How, claim_volume, open_volume};
 use crate::io::{Clock, Disk, Random};
 use crate::journal::ResumeEnd;
 use crate::mirror::MirrorError;
@@ -74,7 +74,10 @@ pub fn open_master(
         None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
         None => None,
     };
-    let opened = open_volume(Arc::clone(&volume), facts.high_txid, How::ReadWrite)?;
+    // Before anything is written, the journal's recovery included.
+    let claim = claim_volume(&volume, &*options.clock, &*options.random)?;
+    let mut opened = open_volume(Arc::clone(&volume), facts.high_txid, How::ReadWrite)?;
+    opened.claim = claim;
     let journal = Arc::clone(&opened.journal);
     if let Some(what) = &changed {
         tracing::warn!(volume = %facts.name, %what,

@@ -14,6 +14,7 @@ mod damaged;
 mod kernel_filled;
 mod mirrored;
 mod mutated;
+mod mmp;
 mod space;
 mod tight;
 mod written;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
 use crate::rig::{MIB, Rig, possible, set};
-use crate::testkit::wait_until;
+use crate::testkit::{LoopMount, mke2fs, need_tool, run_for, wait_until};
 
 fn statfs(rig: &Rig) -> rustix::fs::StatVfs {
     rustix::fs::statvfs(rig.dir()).expect("known")
@@ -164,5 +164,162 @@ fn running_out_of_inodes_is_an_error_that_passes() {
         std::fs::metadata(dir.join("again")).expect("known").nlink(),
         1
     );
+    rig.finish();
+}
+
+#[test]
+fn what_was_removed_and_closed_is_space_for_the_next_request() {
+    if !possible() {
+        return;
+    }
+    let rig = Rig::new(48);
+    for round in 0..12 {
+        let file = File::create(rig.path("filler")).expect("created");
+        // Several, so that the allocator has nothing left for a name.
+        let mut taken = Vec::new();
+        for at in 0..48 {
+            let more =
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at * MIB, MIB);
+            taken.push(more.is_ok());
+        }
+        assert!(taken.contains(&false), "it is full");
+        for len in [4096, 1] {
+            let small = rustix::fs::FallocateFlags::KEEP_SIZE;
+            let mut at = 100 * MIB;
+            while rustix::fs::fallocate(&file, small, at, len).is_ok() {
+                at += MIB;
+            }
+        }
+        std::fs::remove_file(rig.path("filler")).expect("removed");
+        drop(file);
+        // The file is gone for whoever used it; the FORGET for it is on its way.
+        std::fs::create_dir(rig.path(format!("dir-{round}")))
+            .unwrap_or_else(|e| panic!("round {round}: {e}"));
+    }
+    rig.finish();
+}
+
+/// What a user finds, takes and leaves: `f_bavail` before and after a file of his took all that he gets, what is free then,
+/// and whether root still gets 2 MiB.
+fn as_user(dir: &std::path::Path) -> (u64, u64, u64, bool) {
+    let before = rustix::fs::statvfs(dir).expect("known").f_bavail;
+    let file = dir.join("users");
+    File::create(&file).expect("created");
+    std::os::unix::fs::chown(&file, Some(65534), Some(65534)).expect("given away");
+    let take = |len: &str, user: bool| {
+        let user: &[&str] = match user {
+            true => &["--reuid=65534", "--regid=65534", "--clear-groups"],
+            false => &[],
+        };
+        let size = std::fs::metadata(&file).expect("known").len().to_string();
+        let file = file.to_string_lossy();
+        let what = ["fallocate", "-o", &size, "-l", len, &file];
+        let out = run_for(20, "setpriv", &[user, &what].concat()).expect("run");
+        out.status.success()
+    };
+    for step in ["1048576", "65536", "4096"] {
+        while take(step, true) {}
+    }
+    let now = rustix::fs::statvfs(dir).expect("known");
+    let root = take("2097152", false);
+    (before, now.f_bavail, now.f_bfree, root)
+}
+
+#[test]
+fn a_user_leaves_to_root_what_the_kernel_leaves() {
+    if !(possible() && need_tool("setpriv")) {
+        return;
+    }
+    let theirs = {
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = dir.path().join("image");
+        mke2fs(&image, 64 * MIB, set("debian-12")).expect("mke2fs");
+        let mount = LoopMount::new(&image).expect("mounted");
+        let seen = as_user(mount.dir());
+        mount.unmount().expect("unmounted");
+        seen
+    };
+    let rig = Rig::new(64);
+    let ours = as_user(rig.dir());
+    assert_eq!(ours.0, theirs.0, "available at first");
+    assert_eq!((ours.1, theirs.1), (0, 0), "available in the end");
+    assert!(
+        ours.2.abs_diff(theirs.2) <= 2,
+        "left free: {} here, {} there",
+        ours.2,
+        theirs.2
+    );
+    assert_eq!((ours.3, theirs.3), (true, true), "root gets more");
+    rig.finish();
+}
+
+/// `st_blocks` of an open file after each of several changes.
+fn space_taken(dir: &std::path::Path) -> Vec<(&'static str, u64)> {
+    use rustix::fs::{FallocateFlags, XattrFlags, fallocate, fsetxattr};
+    let file = File::create_new(dir.join("file")).expect("created");
+    let mut seen = Vec::new();
+    let mut look = |what| seen.push((what, file.metadata().expect("known").blocks()));
+    look("empty");
+    file.write_all_at(&vec![1; 3 * MIB as usize], 0)
+        .expect("written");
+    file.sync_all().expect("synced");
+    look("3 MiB");
+    file.write_all_at(&vec![2; 5 * MIB as usize], MIB)
+        .expect("written");
+    file.sync_data().expect("synced");
+    look("6 MiB");
+    file.write_all_at(&[3; 100], 20 * MIB).expect("written");
+    file.sync_all().expect("synced");
+    look("and a block far off");
+    fallocate(&file, FallocateFlags::KEEP_SIZE, 40 * MIB, MIB).expect("allocated");
+    look("allocated ahead");
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(&file, punch, MIB, MIB).expect("punched");
+    look("punched");
+    fsetxattr(&file, "user.large", &[7; 2000], XattrFlags::empty()).expect("set");
+    look("with attributes");
+    file.set_len(2 * MIB + 5).expect("cut");
+    look("cut");
+    rustix::fs::fremovexattr(&file, "user.large").expect("removed");
+    look("without attributes");
+    seen
+}
+
+#[test]
+fn the_space_that_an_open_file_takes_is_what_the_kernel_says() {
+    if !possible() {
+        return;
+    }
+    let theirs = {
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = dir.path().join("image");
+        mke2fs(&image, 128 * MIB, set("debian-12")).expect("mke2fs");
+        let mount = LoopMount::new(&image).expect("mounted");
+        let seen = space_taken(mount.dir());
+        mount.unmount().expect("unmounted");
+        seen
+    };
+    let rig = Rig::new(128);
+    assert_eq!(space_taken(rig.dir()), theirs);
+    // Written back by the kernel in its own time, with nobody who waits: known soon after.
+    let file = File::create_new(rig.path("later")).expect("created");
+    file.write_all_at(&[1; 40_000], 0).expect("written");
+    assert_eq!(file.metadata().expect("known").blocks(), 0);
+    rig.sync();
+    let known = wait_until(Duration::from_secs(10), || {
+        file.metadata().expect("known").blocks() == 80
+    });
+    assert!(known, "it takes ten blocks");
+    // Until something changes, it is not asked for again.
+    let asked = |rig: &Rig| {
+        let list = rig.live.mount().requests().list();
+        list.iter().find(|r| r.0 == "getattr").map_or(0, |r| r.1)
+    };
+    let before = asked(&rig);
+    for _ in 0..100 {
+        file.metadata().expect("known");
+    }
+    assert_eq!(asked(&rig), before, "attributes are cached");
+    drop(file);
     rig.finish();
 }
