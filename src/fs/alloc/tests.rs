@@ -285,7 +285,7 @@ fn a_volume_that_is_full_only_for_the_quarantine_says_so() {
 #[test]
 fn a_promise_to_a_write_counts_against_what_others_get() {
     let mut fs = small();
-    let reserved = fs.allocator.reserved_blocks();
+    let reserved = fs.allocator.reserved_blocks() + kept_for_trees(&fs.meta.sb);
     let first = fs
         .allocator
         .reserve(&fs.meta, &request(9000, 1, 10, false))
@@ -319,8 +319,17 @@ fn the_last_blocks_are_the_superusers() {
     while let Ok(range) = fs.allocator.alloc_blocks(meta, &request(0, 1, 5000, false)) {
         taken.push(range);
     }
-    assert_eq!(fs.allocator.free_blocks(), reserved);
-    assert!(fs.alloc_now(0, 1, 1).is_ok());
+    let for_trees = kept_for_trees(&fs.meta.sb);
+    assert_eq!(fs.allocator.free_blocks(), reserved + for_trees);
+    let meta = &mut fs.meta;
+    let root = BlockRequest {
+        reach: Reach::Superuser,
+        ..request(0, 1, 5000, false)
+    };
+    while fs.allocator.alloc_blocks(meta, &root).is_ok() {}
+    assert_eq!(fs.allocator.free_blocks(), for_trees);
+    while fs.alloc_now(0, 1, 5000).is_ok() {}
+    assert_eq!(fs.allocator.free_blocks(), 0, "extent trees get all");
 }
 
 #[test]
