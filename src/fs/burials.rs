@@ -2,9 +2,11 @@
 //! after the program has closed it, and its next request may overtake that: on ext4, the space would be there by then. Owns
 //! the count of deletions and the wait for the next; never decides what is deleted. Its lock is a leaf.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::io::Clock;
 
 #[derive(Default)]
 pub(crate) struct Burials {
@@ -36,19 +38,18 @@ impl Burials {
         self.state.lock().patience = patience;
     }
 
-    /// Waits until more than `seen` were deleted; false when patience ends before. `until`: when it does, from the first wait
-    /// of an operation on.
-    pub fn wait(&self, seen: u64, until: &mut Option<Instant>) -> bool {
+    /// Waits until more than `seen` were deleted; false when patience ends before. `until`: when it does, in monotonic time,
+    /// from the first wait of an operation on.
+    pub fn wait(&self, seen: u64, until: &mut Option<Duration>, clock: &dyn Clock) -> bool {
         let mut state = self.state.lock();
-        let until = *until.get_or_insert_with(|| Instant::now() + state.patience);
-        if Instant::now() >= until {
+        let until = *until.get_or_insert_with(|| clock.monotonic() + state.patience);
+        let left = until.saturating_sub(clock.monotonic());
+        if left.is_zero() {
             return false;
         }
-        while state.deleted == seen {
-            if self.one_more.wait_until(&mut state, until).timed_out() {
-                return state.deleted > seen;
-            }
+        if state.deleted == seen {
+            self.one_more.wait_for(&mut state, left);
         }
-        true
+        state.deleted > seen
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
 use tracing::warn;
@@ -107,11 +107,11 @@ impl Fs {
 
     /// Whether more files than `deleted` have been deleted: at once if so, else after waiting for one, for as long as the
     /// mount has asked for, if there are files without a name.
-    fn deleted_another(&self, deleted: u64, patience: &mut Option<Instant>) -> bool {
+    fn deleted_another(&self, deleted: u64, patience: &mut Option<Duration>) -> bool {
         if self.burials.count() == deleted && self.meta.read().orphans.is_empty() {
             return false;
         }
-        self.burials.wait(deleted, patience)
+        self.burials.wait(deleted, patience, &*self.clock)
     }
 
     /// Waits for room for `credits` blocks in the running transaction and begins an operation.
