@@ -285,7 +285,7 @@ fn a_volume_that_is_full_only_for_the_quarantine_says_so() {
 #[test]
 fn a_promise_to_a_write_counts_against_what_others_get() {
     let mut fs = small();
-    let reserved = fs.allocator.reserved_blocks() + kept_for_trees(&fs.meta.sb);
+    let reserved = fs.allocator.reserved_blocks() + kept_for_trees(fs.meta.sb());
     let first = fs
         .allocator
         .reserve(&fs.meta, &request(9000, 1, 10, false))
@@ -319,7 +319,7 @@ fn the_last_blocks_are_the_superusers() {
     while let Ok(range) = fs.allocator.alloc_blocks(meta, &request(0, 1, 5000, false)) {
         taken.push(range);
     }
-    let for_trees = kept_for_trees(&fs.meta.sb);
+    let for_trees = kept_for_trees(fs.meta.sb());
     assert_eq!(fs.allocator.free_blocks(), reserved + for_trees);
     let meta = &mut fs.meta;
     let root = BlockRequest {
