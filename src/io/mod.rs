@@ -5,6 +5,7 @@
 pub mod counting;
 pub mod file;
 pub mod sim;
+pub mod socket;
 
 use std::fmt;
 use std::io;

@@ -7,11 +7,10 @@
 use super::config::Config;
 use super::history::{History, NewEvent, open_database};
 use super::keys::Identity;
-use super::link::Limits;
 use super::listen::Listener;
 use super::registry::Node;
 use super::state_dir::{StateDir, StateDirError};
-use super::{catalogue, control, tls, verify};
+use super::{catalogue, control, verify};
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -135,19 +134,7 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
     })?;
     let socket = control::bind(&node.state)
         .map_err(|e| RunError::new(format!("{}: {e}", node.state.socket().display()), ""))?;
-    let known: tls::Known = {
-        let node = Arc::clone(node);
-        Arc::new(move |f| node.catalogue.get().peer_of(f).map(str::to_owned))
-    };
-    let limits = Limits {
-        dead_after: node.config.peer_timeout(),
-        ..Limits::default()
-    };
-    let incoming = {
-        let node = Arc::clone(node);
-        Arc::new(move |link, place| node.incoming(link, place))
-    };
-    let listener = Listener::new(&node.identity, known, limits, incoming)
+    let listener = Listener::new(Arc::clone(&node.trunks))
         .map_err(|e| RunError::new(format!("TLS: {e}"), ""))?;
     let name = &node.config.name;
     node.history.record(
@@ -209,6 +196,7 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
         ));
     };
     let closed = closed.map_err(|e| RunError::new(format!("closing: {e}"), "see the log"))?;
+    node.trunks.close().await;
     control.abort();
     let _ = std::fs::remove_file(node.state.socket());
     match closed.is_empty() {

@@ -1,12 +1,12 @@
 //! One mirror, as its master's node drives it: a thread that feeds the step functions of `mirror::master` with what
 //! happens and carries out what they ask for.
 //!
-//! Owns the connection to the mirror's node and the order of frames on it. Never decides anything. `select` chooses
+//! Owns the link to the mirror's node and the order of frames on it. Never decides anything. `select` chooses
 //! what happened, then everything is synchronous. Invariants: a frame that has been taken from the stream is sent
 //! before any later one, or the connection is closed; what a closed connection still had to tell is thrown away.
 
 use super::history::NewEvent;
-use super::link::{Frame, Limits, Link, LinkEnd, NotSent};
+use super::link::{Frame, Link, LinkEnd, NotSent};
 use super::protocol::MirrorStatus;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
@@ -243,10 +243,10 @@ async fn receive(link: &mut Option<Link>) -> Result<Frame, LinkEnd> {
     }
 }
 
-/// Resolves when the first frame of the queue may have room.
-async fn room(link: Option<super::link::LinkSender>, payload: Option<usize>) {
-    match (link, payload) {
-        (Some(link), Some(payload)) => link.ready(payload).await,
+/// Resolves when the first of the frames that wait may have room.
+async fn room(link: Option<super::link::LinkSender>, waiting: bool) {
+    match link {
+        Some(link) if waiting => link.ready().await,
         _ => std::future::pending().await,
     }
 }
@@ -277,7 +277,7 @@ impl Task {
             if self.gone {
                 break;
             }
-            let payload = self.queue.front().map(|f| f.payload.len());
+            let waiting = !self.queue.is_empty();
             let sender = self.link.as_ref().map(|l| l.sender.clone());
             let chosen = tokio::select! {
                 biased;
@@ -288,7 +288,7 @@ impl Task {
                     // The volume is being closed; the stop is on its way.
                     Err(_) => std::future::pending().await,
                 },
-                () = room(sender, payload) => Chosen::Wake,
+                () = room(sender, waiting) => Chosen::Wake,
                 () = tokio::time::sleep(wake.saturating_sub(now)) => Chosen::Wake,
             };
             match chosen {
@@ -492,18 +492,9 @@ impl Task {
                     detail: "it is no peer any more".to_owned(),
                 }),
                 Some(known) => {
-                    let limits = Limits {
-                        dead_after: node.config.peer_timeout(),
-                        ..Limits::default()
-                    };
-                    Link::dial(
-                        peer,
-                        &known.address,
-                        &node.identity,
-                        known.fingerprint,
-                        limits,
-                    )
-                    .await
+                    let dead_after = node.config.peer_timeout();
+                    let (address, key) = (known.address, known.fingerprint);
+                    node.trunks.dial(peer, &address, key, dead_after).await
                 }
             };
             // A driver that has ended wants no link.

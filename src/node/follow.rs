@@ -1,7 +1,7 @@
 //! A volume of which this node is a mirror: a thread that feeds the follower with the master's frames and carries out
 //! what it asks for.
 //!
-//! Owns the connection from the master and the follower. Never decides about the copy. Invariants: an acknowledgement
+//! Owns the link from the master and the follower. Never decides about the copy. Invariants: an acknowledgement
 //! is sent after what it acknowledges is durable (the follower's word for it); the mount is withdrawn before the next
 //! frame after the follower says so; what is shown of the master's view is never shown over a dead link.
 
@@ -28,7 +28,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 /// How often the facts learn how far the copy is.
 const TICK: Duration = Duration::from_secs(1);
@@ -42,8 +42,6 @@ pub struct Call {
     pub link: Link,
     /// The `Hello`.
     pub hello: Frame,
-    /// Its place among the node's links.
-    pub place: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]

@@ -1,61 +1,43 @@
-//! The port between nodes: accepts, checks the key, hands the link over.
+//! The port between nodes: accepts, checks the key, hands the connection over.
 //!
 //! Owns the listening socket and the handshakes under way. Never reads a message. What arrives here comes from
-//! anybody: a handshake has a deadline, there are at most `MAX_HANDSHAKES` of them and `MAX_LINKS` links at once, and
-//! whatever is wrong with a client ends that client's connection only.
+//! anybody: a handshake has a deadline, there are at most `MAX_HANDSHAKES` of them at once (a connection counts until it
+//! is chosen or closed), and whatever is wrong with a client ends that client's connection only.
 
-use super::keys::{Fingerprint, Identity};
-use super::link::{Limits, Link};
-use super::tls;
+use super::keys::Fingerprint;
+use super::trunks::{self, Trunks};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream, rustls};
 
 /// Handshakes at once; further clients wait in the kernel's backlog.
 const MAX_HANDSHAKES: usize = 64;
-/// Links at once, of known peers: 4 a volume and mirror leave room for 64 of them.
-const MAX_LINKS: usize = 256;
-
-/// Takes over a link of a known peer. Must not block.
-pub type Handler = Arc<dyn Fn(Link, OwnedSemaphorePermit) + Send + Sync>;
 
 /// What the listener needs to know.
 #[derive(Clone)]
 pub struct Listener {
     acceptor: TlsAcceptor,
-    known: tls::Known,
-    ours: Fingerprint,
-    limits: Limits,
-    handler: Handler,
+    trunks: Arc<Trunks>,
 }
 
 impl Listener {
-    /// A listener that shows `identity`, accepts the keys that `known` names and hands links to `handler`.
-    pub fn new(
-        identity: &Identity,
-        known: tls::Known,
-        limits: Limits,
-        handler: Handler,
-    ) -> Result<Listener, rustls::Error> {
+    /// A listener for the node whose connections these are.
+    pub fn new(trunks: Arc<Trunks>) -> Result<Listener, rustls::Error> {
         Ok(Listener {
-            acceptor: tls::acceptor(identity, Arc::clone(&known))?,
-            known,
-            ours: identity.fingerprint(),
-            limits,
-            handler,
+            acceptor: trunks.acceptor()?,
+            trunks,
         })
     }
 
     /// Accepts for ever; drop the future to stop.
     pub async fn run(self, socket: TcpListener) {
         let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-        let links = Arc::new(Semaphore::new(MAX_LINKS));
         loop {
             let turn = Arc::clone(&handshakes)
                 .acquire_owned()
@@ -71,19 +53,14 @@ impl Listener {
                 }
             };
             let this = self.clone();
-            let links = Arc::clone(&links);
             tokio::spawn(async move {
-                let taken = this.shake_hands(stream, from).await;
+                if let Some((theirs, stream)) = this.shake_hands(stream, from).await {
+                    tracing::debug!(%from, peer = %theirs, "connection accepted");
+                    this.trunks
+                        .accepted(TlsStream::Server(stream), theirs)
+                        .await;
+                }
                 drop(turn);
-                let Some((peer, stream)) = taken else { return };
-                let Ok(place) = links.try_acquire_owned() else {
-                    tracing::warn!(%from, peer, "refused: {MAX_LINKS} links are open");
-                    return;
-                };
-                tracing::debug!(%from, peer, "link accepted");
-                let stream = TlsStream::Server(stream);
-                let link = Link::start(peer, stream, this.ours, this.limits);
-                (this.handler)(link, place);
             });
         }
     }
@@ -92,18 +69,17 @@ impl Listener {
         &self,
         stream: TcpStream,
         from: SocketAddr,
-    ) -> Option<(String, tokio_rustls::server::TlsStream<TcpStream>)> {
-        if let Err(e) = stream.set_nodelay(true) {
-            tracing::debug!(%from, "TCP_NODELAY: {e}");
-        }
+    ) -> Option<(Fingerprint, tokio_rustls::server::TlsStream<TcpStream>)> {
+        trunks::prepare(&stream);
         let accept = self.acceptor.accept(stream).into_fallible();
-        match timeout(self.limits.handshake, accept).await {
+        let deadline = self.trunks.limits().handshake;
+        match timeout(deadline, accept).await {
             Ok(Ok(stream)) => {
                 let (_, session) = stream.get_ref();
                 let certificate = session.peer_certificates().and_then(|c| c.first());
                 let peer = certificate
                     .and_then(Fingerprint::of_certificate)
-                    .and_then(|fingerprint| (self.known)(&fingerprint));
+                    .filter(|key| self.trunks.name_of(key).is_some());
                 if peer.is_none() {
                     tracing::warn!(%from, "refused: the peer was removed during its handshake");
                 }
@@ -115,7 +91,7 @@ impl Listener {
                 None
             }
             Err(_) => {
-                tracing::warn!(%from, "refused: no handshake within {:?}", self.limits.handshake);
+                tracing::warn!(%from, "refused: no handshake within {deadline:?}");
                 None
             }
         }

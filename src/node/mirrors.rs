@@ -17,7 +17,6 @@ use states::{Cause, MinorCause};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 /// How long a link may say nothing.
@@ -228,7 +227,7 @@ pub fn act(
 }
 
 /// A link of a known peer arrived: its first frame says for which volume.
-pub async fn incoming(node: Arc<Node>, mut link: Link, place: OwnedSemaphorePermit) {
+pub async fn incoming(node: Arc<Node>, mut link: Link) {
     let peer = link.peer.clone();
     let hello = match timeout(HELLO_WITHIN, link.receiver.recv()).await {
         Ok(Ok(frame)) => frame,
@@ -261,7 +260,7 @@ pub async fn incoming(node: Arc<Node>, mut link: Link, place: OwnedSemaphorePerm
     };
     let sender = link.sender.clone();
     let taken = tokio::task::spawn_blocking(move || {
-        let mut call = Some(Box::new(Call { link, hello, place }));
+        let mut call = Some(Box::new(Call { link, hello }));
         let taken = take(&node, &volume, volume_id, &mut call);
         (taken.err(), call)
     });

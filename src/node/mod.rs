@@ -18,7 +18,11 @@ pub mod history;
 
 pub mod tls;
 
+pub mod trunk;
+
 pub mod link;
+
+pub mod trunks;
 
 pub mod listen;
 
@@ -66,3 +70,6 @@ pub mod pair;
 
 #[cfg(test)]
 mod link_tests;
+
+#[cfg(test)]
+mod trunk_tests;

@@ -9,21 +9,22 @@ use super::engine::Engine;
 use super::history::{History, NewEvent};
 use super::host::VolumeHost;
 use super::keys::Identity;
-use super::link::Link;
+use super::link::{Limits, Link};
 use super::mounts::{Mounts, Settings};
 use super::protocol::{Status, VERSION, VolumeStatus};
 use super::refusal::{Code, Refusal};
 use super::state_dir::StateDir;
-use super::{mirrors, roles, volumes};
+use super::trunks::Trunks;
+use super::{mirrors, roles, tls, trunk, volumes};
 use crate::io::file::{SystemClock, SystemRandom};
 use crate::io::{Clock, Random};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 /// How long a stop waits for an operation that is under way on a volume.
 const CLOSE_WITHIN: Duration = Duration::from_secs(60);
@@ -42,7 +43,9 @@ pub struct Node {
     /// Its configuration, as it was at the start.
     pub config: Config,
     /// Its key.
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
+    /// The connections to other nodes.
+    pub trunks: Arc<Trunks>,
     /// Peers, volumes, mounts.
     pub catalogue: catalogue::Store,
     /// What happened.
@@ -69,7 +72,14 @@ impl Node {
         history: History,
         runtime: Handle,
     ) -> Arc<Node> {
-        Arc::new(Node {
+        let identity = Arc::new(identity);
+        let random: Arc<dyn Random> = Arc::new(SystemRandom);
+        let limits = Limits {
+            dead_after: config.peer_timeout(),
+            ..Limits::default()
+        };
+        Arc::new_cyclic(|node| Node {
+            trunks: connections(node, &identity, limits, &random),
             state,
             config,
             identity,
@@ -77,7 +87,7 @@ impl Node {
             history,
             runtime,
             clock: Arc::new(SystemClock::new()),
-            random: Arc::new(SystemRandom),
+            random,
             volumes: RwLock::new(BTreeMap::new()),
             changes: watch::Sender::new(0),
             stopping: AtomicBool::new(false),
@@ -274,9 +284,9 @@ impl Node {
     }
 
     /// A link of a known peer arrived.
-    pub fn incoming(self: &Arc<Node>, link: Link, place: OwnedSemaphorePermit) {
+    pub fn incoming(self: &Arc<Node>, link: Link) {
         self.runtime
-            .spawn(mirrors::incoming(Arc::clone(self), link, place));
+            .spawn(mirrors::incoming(Arc::clone(self), link));
     }
 
     /// Monotonic time, as every volume of this node counts it.
@@ -288,4 +298,30 @@ impl Node {
     pub fn cache_bytes(&self) -> usize {
         (self.config.cache_mib as usize) << 20
     }
+}
+
+/// The connections of a node that is being made.
+fn connections(
+    node: &Weak<Node>,
+    identity: &Arc<Identity>,
+    limits: Limits,
+    random: &Arc<dyn Random>,
+) -> Arc<Trunks> {
+    let known: tls::Known = {
+        let node = Weak::clone(node);
+        Arc::new(move |key| {
+            let node = node.upgrade()?;
+            node.catalogue.get().peer_of(key).map(str::to_owned)
+        })
+    };
+    let handler: trunk::Handler = {
+        let node = Weak::clone(node);
+        Arc::new(move |link| {
+            if let Some(node) = node.upgrade() {
+                node.incoming(link);
+            }
+        })
+    };
+    let identity = Arc::clone(identity);
+    Trunks::new(identity, known, limits, Arc::clone(random), handler)
 }

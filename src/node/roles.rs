@@ -1,6 +1,6 @@
 //! Who is the master of a volume: asking the peers before a volume is opened read-write, and answering them.
 //!
-//! Owns the short connections of questions and answers. Never decides: that is `mirror::roles`. Every wait is bounded by
+//! Owns the short links of questions and answers. Never decides: that is `mirror::roles`. Every wait is bounded by
 //! the configuration; a peer that does not answer has no say.
 
 mod change;
@@ -10,7 +10,7 @@ pub use change::{promote, rejoin};
 use super::catalogue::{self, Catalogue, Role};
 use super::engine::Engine;
 use super::history::NewEvent;
-use super::link::{Frame, Limits, Link};
+use super::link::Frame;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
 use crate::mirror::roles::{Answer, Relation, Verdict, forks, judge, lineage, relation};
@@ -117,18 +117,10 @@ pub async fn ask_one(
 ) -> Result<Message, String> {
     let known = node.catalogue.get().peers.get(peer).cloned();
     let known = known.ok_or("it is no peer of this node")?;
-    let limits = Limits {
-        handshake: limit,
-        ..Limits::default()
-    };
     let asked = timeout(limit, async {
-        let dialled = Link::dial(
-            peer.to_owned(),
-            &known.address,
-            &node.identity,
-            known.fingerprint,
-            limits,
-        );
+        let dead_after = node.config.peer_timeout();
+        let (address, key) = (known.address, known.fingerprint);
+        let dialled = node.trunks.dial(peer.to_owned(), &address, key, dead_after);
         let mut link = dialled.await.map_err(|end| end.to_string())?;
         let sent = link.sender.send(frame(question)).await;
         sent.map_err(|_| "the connection ended".to_owned())?;

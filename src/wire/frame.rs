@@ -29,14 +29,15 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"LKSF";
-/// Version of the prefix's layout. A change of the header's types has its own number, exchanged by the nodes.
-pub const VERSION: u16 = 1;
+/// Version of the prefix's layout and of what channels are (2: many to a connection, see `control`). A change of the
+/// messages has its own number, exchanged by the nodes.
+pub const VERSION: u16 = 2;
 /// Bytes of the prefix.
 pub const PREFIX_LEN: usize = 40;
 /// Longest header, bytes: the lists of one transaction's blocks fit; anything longer is an attack or an error.
 pub const MAX_HEADER: usize = 1 << 20;
-/// Longest payload, bytes: one transaction's images are split into frames of at most this.
-pub const MAX_PAYLOAD: usize = 16 << 20;
+/// Longest payload, bytes. What streams send is shorter (`message::MAX_STREAM_PAYLOAD`).
+pub const MAX_PAYLOAD: usize = 4 << 20;
 
 /// Why a frame was refused. Nothing can follow on that connection: its position in the stream is lost.
 #[derive(Debug, Error)]
@@ -312,7 +313,7 @@ mod tests {
     #[test]
     fn the_prefix_has_these_bytes() {
         let bytes = encode(7, &Sample::Empty, b"abc").unwrap();
-        assert_eq!(&bytes[..8], b"LKSF\x01\x00\x00\x00");
+        assert_eq!(&bytes[..8], b"LKSF\x02\x00\x00\x00");
         assert_eq!(bytes[12..24], [3, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[32..40], 0x78af_5f94_892f_3950_u64.to_le_bytes());
         assert_eq!(

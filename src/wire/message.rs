@@ -2,8 +2,8 @@
 //! header is raw bytes whose length the header implies. Never carries a path: a master does not name files on another
 //! machine.
 //!
-//! A connection that begins with `RoleQuery` carries one question and its answer; one that begins with `Prepare` hands
-//! a volume over. Any other serves one mirror of one volume; the master connects. The order of a session is: `Hello`/`Welcome`,
+//! A channel that begins with `RoleQuery` carries one question and its answer; one that begins with `Prepare` hands
+//! a volume over. Any other serves one mirror of one volume; the master opens it. The order of a session is: `Hello`/`Welcome`,
 //! `MakeParts`/`PartsReady`, `Ask`/`History`, `Begin`/`Ready`, then the stream: `Bulk` and transactions from the master,
 //! `Ack` from the mirror. Frames of the stream carry a sequence number; an `Ack` names the last one that is durable.
 
@@ -17,8 +17,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 /// The version of this vocabulary; both sides must have the same.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// The most bytes of payload in one frame of the stream.
-pub const MAX_STREAM_PAYLOAD: usize = 4 << 20;
+/// The most bytes of payload in one frame of the stream: other volumes on the same connection wait for a whole frame.
+pub const MAX_STREAM_PAYLOAD: usize = 1 << 20;
 
 /// `len` blocks from `start` on.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,4 +4,6 @@
 
 pub mod frame;
 
+pub mod control;
+
 pub mod message;
