@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::daemon::{Node, is_mount};
+use crate::daemon::{Node, is_mount, mounts_below};
 use crate::testkit::{Compare, Namespaces, Tree, tree_digest, wait_until};
 
 /// The volume that most tests use.
@@ -93,7 +93,12 @@ impl Cluster {
 
     /// Makes each the other's peer.
     pub fn introduce(&self) {
-        for (one, other) in [(&self.alpha, &self.beta), (&self.beta, &self.alpha)] {
+        self.acquaint(&self.alpha, &self.beta);
+    }
+
+    /// Makes each of two nodes the other's peer.
+    pub fn acquaint(&self, a: &Node, b: &Node) {
+        for (one, other) in [(a, b), (b, a)] {
             let fingerprint = other.ok(&["node", "fingerprint"]);
             one.ok(&[
                 "peer",
@@ -248,7 +253,7 @@ impl Drop for Cluster {
         }
         let dir = self.dir.take().expect("there until drop");
         // Never empty a directory through a mount.
-        if is_mount(&self.alpha.mnt()) || is_mount(&self.beta.mnt()) {
+        if !mounts_below(dir.path()).is_empty() {
             eprintln!("left behind: {}", dir.keep().display());
         }
     }

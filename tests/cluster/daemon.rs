@@ -304,7 +304,7 @@ impl Node {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
-        while is_mount(&self.mnt()) {
+        while let Some(mount) = mounts_below(&self.dir).pop() {
             let mut unmount = if is_root() {
                 let mut umount = command("umount");
                 umount.arg("-l");
@@ -314,9 +314,9 @@ impl Node {
                 fusermount.args(["-u", "-z"]);
                 fusermount
             };
-            let done = unmount.arg(self.mnt()).output();
+            let done = unmount.arg(&mount).output();
             if !done.is_ok_and(|out| out.status.success()) {
-                eprintln!("left mounted: {}", self.mnt().display());
+                eprintln!("left mounted: {}", mount.display());
                 break;
             }
         }
@@ -331,8 +331,15 @@ impl Drop for Node {
 
 /// Whether something is mounted at a directory, also if it is dead.
 pub fn is_mount(dir: &Path) -> bool {
+    mounts_below(dir).iter().any(|mount| mount == dir)
+}
+
+/// What is mounted at a directory or below it, in the order in which it was mounted.
+pub fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     // The paths of tests have no blanks, which would be escaped here.
-    let dir = dir.to_str().unwrap();
-    text.lines().any(|line| line.split(' ').nth(4) == Some(dir))
+    text.lines()
+        .filter_map(|line| line.split(' ').nth(4).map(PathBuf::from))
+        .filter(|mount| mount.starts_with(dir))
+        .collect()
 }

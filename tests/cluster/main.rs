@@ -25,4 +25,5 @@ mod recipe;
 mod roles;
 mod severe;
 mod stopped;
+mod trunk;
 mod visible;
