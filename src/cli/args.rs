@@ -3,7 +3,7 @@
 //! Owns the names of commands and options. Never does anything. A test compares the man pages with it.
 
 use super::size::{parse_rate, parse_size};
-use crate::node::protocol::Repair;
+use crate::node::protocol::{Compress, OnFull, Repair, Resync, SyncMode, Wishes};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -284,6 +284,10 @@ pub struct UmountArgs {
 pub enum MirrorCommand {
     /// Make a mirror of a volume on a peer. The volume may be mounted or not.
     Create(MirrorCreateArgs),
+    /// Change how a mirror is treated, while it lives. What is not given stays as it is.
+    ///
+    /// Unless changed here, lockstep.toml decides, and what it leaves open is as said below.
+    Set(MirrorSetArgs),
     /// Stop shipping to a mirror (IDLE). The buffer fills; writers are unaffected.
     Pause(MirrorArgs),
     /// Go on after a pause.
@@ -303,9 +307,150 @@ pub struct MirrorCreateArgs {
     /// Name of the peer.
     #[arg(value_name = "PEER")]
     pub peer: String,
-    /// Cap for copying, bytes a second (K M G T). Unless given, copying takes what the line has left.
-    #[arg(long, value_name = "BYTES_PER_S", value_parser = parse_rate)]
+    /// How it is to be treated.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+}
+
+/// `lockstep mirror set`
+#[derive(Debug, Args)]
+pub struct MirrorSetArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Name of the peer.
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+    /// How it is to be treated.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+}
+
+/// How a mirror is treated.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// When fsync returns: once the change is durable here (async), or also in the mirror's journal (sync). [unless
+    /// changed: async]
+    #[arg(long, value_name = "async|sync", value_parser = parse_mode)]
+    pub mode: Option<SyncMode>,
+    /// In sync mode: writers wait while the mirror is away, until it is back or is let go (pause, delete, --strict no).
+    /// [unless changed: no]
+    #[arg(long, value_name = "yes|no", value_parser = parse_yes)]
+    pub strict: Option<bool>,
+    /// When the buffer gets full: the mirror falls to its dirty map (crack), or writers are slowed before that, as long
+    /// as the mirror is in INSYNC (throttle). [unless changed: crack]
+    #[arg(long, value_name = "crack|throttle", value_parser = parse_on_full)]
+    pub on_full: Option<OnFull>,
+    /// With throttle: when the mirror lacks more transactions than this, fsync waits for it as in sync mode, until it
+    /// lacks half as many. [unless changed: 4096]
+    #[arg(long, value_name = "N")]
+    pub async_limit: Option<u64>,
+    /// With throttle: bytes of the buffer that the mirror may hold before writers are slowed; auto: three quarters of it.
+    #[arg(long, value_name = "BYTES|auto", value_parser = parse_water)]
+    pub high_water: Option<u64>,
+    /// With throttle: bytes at which writers are no longer slowed; auto: half of the buffer.
+    #[arg(long, value_name = "BYTES|auto", value_parser = parse_water)]
+    pub low_water: Option<u64>,
+    /// Seconds without an acknowledgement after which the mirror counts as lost. [unless changed: 6]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    pub timeout: Option<u64>,
+    /// Cap for copying, bytes a second (K M G T), or none. Unless given, copying takes what the line has left.
+    #[arg(long, value_name = "BYTES_PER_S|none", value_parser = parse_cap)]
     pub rate: Option<u64>,
+    /// How payloads are packed on their way; auto: as is found to pay. [unless changed: auto]
+    #[arg(long, value_name = "auto|lz4|zstd|off", value_parser = parse_compress)]
+    pub compress: Option<Compress>,
+    /// Where a resync writes: home (direct), or beside the copy, which stays readable meanwhile (staged, where space
+    /// allows). [unless changed: staged]
+    #[arg(long, value_name = "direct|staged", value_parser = parse_resync)]
+    pub resync: Option<Resync>,
+}
+
+impl PolicyArgs {
+    /// As the daemon takes them.
+    pub fn wishes(&self) -> Wishes {
+        Wishes {
+            mode: self.mode,
+            strict: self.strict,
+            on_full: self.on_full,
+            async_limit: self.async_limit,
+            high_water: self.high_water,
+            low_water: self.low_water,
+            timeout_ms: self.timeout,
+            rate: self.rate,
+            compress: self.compress,
+            resync: self.resync,
+        }
+    }
+}
+
+fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    let found = words.iter().find(|(word, _)| *word == text);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        format!("it is one of {}", words.join(", "))
+    })
+}
+
+fn parse_mode(text: &str) -> Result<SyncMode, String> {
+    one_of(
+        text,
+        &[("async", SyncMode::Async), ("sync", SyncMode::Sync)],
+    )
+}
+
+fn parse_yes(text: &str) -> Result<bool, String> {
+    one_of(text, &[("yes", true), ("no", false)])
+}
+
+fn parse_on_full(text: &str) -> Result<OnFull, String> {
+    one_of(
+        text,
+        &[("crack", OnFull::Crack), ("throttle", OnFull::Throttle)],
+    )
+}
+
+fn parse_compress(text: &str) -> Result<Compress, String> {
+    let words = [
+        ("auto", Compress::Auto),
+        ("lz4", Compress::Lz4),
+        ("zstd", Compress::Zstd),
+        ("off", Compress::Off),
+    ];
+    one_of(text, &words)
+}
+
+fn parse_resync(text: &str) -> Result<Resync, String> {
+    one_of(
+        text,
+        &[("direct", Resync::Direct), ("staged", Resync::Staged)],
+    )
+}
+
+fn parse_water(text: &str) -> Result<u64, String> {
+    match text {
+        "auto" => Ok(0),
+        _ => parse_size(text),
+    }
+}
+
+fn parse_cap(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        _ => parse_rate(text),
+    }
+}
+
+/// Milliseconds of seconds.
+fn parse_timeout(text: &str) -> Result<u64, String> {
+    let seconds: f64 = text
+        .trim_end_matches('s')
+        .parse()
+        .map_err(|_| "a number of seconds, as 6 or 0.5".to_owned())?;
+    match (0.1..=3600.0).contains(&seconds) {
+        true => Ok((seconds * 1000.0).round() as u64),
+        false => Err("from 0.1 to 3600 seconds".to_owned()),
+    }
 }
 
 /// `lockstep mirror pause`, `continue`, `restart`, `delete`

@@ -328,10 +328,21 @@ fn mount(state: &StateDir, args: &MountArgs) -> Result<Exit, Failed> {
 fn mirror(state: &StateDir, command: MirrorCommand) -> Result<Exit, Failed> {
     let (args, action) = match command {
         MirrorCommand::Create(args) => {
+            let mut wishes = args.policy.wishes();
             let request = Request::MirrorCreate {
+                rate: wishes.rate.take(),
+                wishes,
                 name: args.name,
                 peer: args.peer,
-                rate: args.rate,
+            };
+            tell(state, &request)?;
+            return Ok(Exit::Ok);
+        }
+        MirrorCommand::Set(args) => {
+            let request = Request::MirrorSet {
+                wishes: args.policy.wishes(),
+                name: args.name,
+                peer: args.peer,
             };
             tell(state, &request)?;
             return Ok(Exit::Ok);

@@ -2,12 +2,15 @@
 //! error. Owns the commit lock. Callers that wait for the lock find, as a rule, that the commit before theirs took
 //! their changes along.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use parking_lot::MutexGuard;
 use tracing::{error, warn};
 
-use crate::fs::{Fs, FsError, FsRole};
+use crate::fs::{Durability, Fs, FsError, FsRole};
+use crate::journal::Prepared;
 use crate::units::{Ino, Txid};
 
 /// Blocks that one `commit_step` checkpoints at most, so that it comes back to its timer soon.
@@ -31,7 +34,7 @@ impl Fs {
     }
 
     /// Makes the inode's changes durable, names included; `datasync`: only what is needed to read its data back. Returns the
-    /// transaction that a mirror must have before it has them too. Called from many threads, one commit serves them all.
+    /// transaction that a mirror must have before it has them too (`when_durable`). Called from many threads, one commit serves them all.
     pub fn fsync(&self, ino: Ino, datasync: bool) -> Result<Txid, FsError> {
         let Some(inode) = self.inodes.find(ino) else {
             // Not in the table: what changed is committed, and no data went home since.
@@ -106,10 +109,67 @@ impl Fs {
             self.give_up(&e);
             return Err(e.into());
         }
+        self.committed_one(txid);
+        Ok(Some(txid))
+    }
+
+    fn committed_one(&self, txid: Txid) {
         let mut meta = self.meta.write();
         meta.finish_commit(self);
         self.committed.store(txid.0, Ordering::Release);
-        Ok(Some(txid))
+    }
+
+    /// The first half of a commit: the running transaction's blocks are in the log, and no flush was asked for. For whoever
+    /// has one thread for several nodes: what `Journal::prepared` shows can be sent before the second half. `None` when
+    /// nothing has changed.
+    pub fn begin_commit(&self) -> Result<Option<Commit<'_>>, FsError> {
+        let committer = self.commit.lock();
+        let mut txn = {
+            let mut meta = self.meta.write();
+            self.check_alive()?;
+            match meta.close_running(self)? {
+                Some(txn) => txn,
+                None => return Ok(None),
+            }
+        };
+        match self.journal.prepare(&mut txn) {
+            Ok(prepared) => Ok(Some(Commit {
+                fs: self,
+                txid: txn.txid,
+                prepared,
+                _committer: committer,
+            })),
+            Err(e) => {
+                self.give_up(&e);
+                Err(e.into())
+            }
+        }
+    }
+}
+
+/// A commit of which the first half is done. The second has to follow, or the power has to fail.
+pub struct Commit<'a> {
+    fs: &'a Fs,
+    txid: Txid,
+    prepared: Prepared<'a>,
+    _committer: MutexGuard<'a, ()>,
+}
+
+impl Commit<'_> {
+    /// The transaction.
+    pub fn txid(&self) -> Txid {
+        self.txid
+    }
+
+    /// The second half: durable on return.
+    pub fn finish(self) -> Result<Txid, FsError> {
+        if let Err(e) = self.prepared.finish() {
+            self.fs.give_up(&e);
+            return Err(e.into());
+        }
+        self.fs.committed_one(self.txid);
+        drop(self._committer);
+        self.fs.tell(Some(self.txid))
     }
 }
 
@@ -186,6 +246,28 @@ impl Fs {
     /// Calls `f` after every commit, with no lock held.
     pub fn on_commit(&self, f: Box<dyn Fn(Txid) + Send + Sync>) {
         self.on_commit.write().push(f);
+    }
+
+    /// Mirrors have a say from now on; `None`: no more.
+    pub fn set_durability(&self, durability: Option<Arc<dyn Durability>>) {
+        *self.durability.write() = durability;
+    }
+
+    /// Calls `done` once `txid`, which is durable here, is where it must be.
+    pub fn when_durable(&self, txid: Txid, done: Box<dyn FnOnce() + Send>) {
+        let durability = self.durability.read().clone();
+        match durability {
+            Some(durability) => durability.when_durable(txid, done),
+            None => done(),
+        }
+    }
+
+    /// Waits until data may be written.
+    pub(crate) fn admit(&self) {
+        let durability = self.durability.read().clone();
+        if let Some(durability) = durability {
+            durability.admit();
+        }
     }
 
     /// Calls `f`, with no metadata lock held, when the allocator needs space that only mirrors still need.

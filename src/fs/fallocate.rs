@@ -38,6 +38,7 @@ impl Fs {
         by: WriteFor,
     ) -> Result<(), FsError> {
         self.check_writable()?;
+        self.admit();
         if len == 0 {
             return Err(FsError::Refused(libc::EINVAL));
         }

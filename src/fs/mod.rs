@@ -1,7 +1,7 @@
 //! The engine: inode and directory operations, allocator, caches, transactions.
 //!
 //! Owns an open ext4 volume: what its metadata says, the running transaction, and the order in which changes become
-//! durable. Never speaks FUSE, never knows of mirrors other than through the journal and two hooks, starts no thread:
+//! durable. Never speaks FUSE, never knows of mirrors other than through the journal and hooks, starts no thread:
 //! background work is [`Fs::commit_step`].
 //!
 //! Invariants:
@@ -64,7 +64,7 @@ pub use attr::{
     StatFs, Whence, XattrMode,
 };
 pub use close::CloseReport;
-pub use commit::Step;
+pub use commit::{Commit, Step};
 pub use error::FsError;
 pub use mmp::{Claim, claim_volume};
 pub use open::{
@@ -111,10 +111,20 @@ pub struct Fs {
     burials: burials::Burials,
     on_commit: RwLock<Vec<CommitHook>>,
     low_space: RwLock<Option<SpaceHook>>,
+    durability: RwLock<Option<Arc<dyn Durability>>>,
 }
 
 type CommitHook = Box<dyn Fn(Txid) + Send + Sync>;
 type SpaceHook = Box<dyn Fn() + Send + Sync>;
+
+/// Who has a say, beside this disk, in when a change is durable and how fast changes may come: mirrors.
+pub trait Durability: Send + Sync {
+    /// Calls `done` once whatever must have `txid`, which is durable here, has it; at once, from this thread, if nobody is
+    /// waited for.
+    fn when_durable(&self, txid: Txid, done: Box<dyn FnOnce() + Send>);
+    /// Returns when data may be written; called with no lock held, before the change joins a transaction.
+    fn admit(&self);
+}
 
 impl fmt::Debug for Fs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

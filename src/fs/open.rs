@@ -384,6 +384,7 @@ impl Fs {
             on_commit: RwLock::new(Vec::new()),
             low_space: RwLock::new(None),
             burials: Burials::default(),
+            durability: RwLock::new(None),
             mmp: Mutex::new(None),
             volume,
             journal,

@@ -124,6 +124,7 @@ impl Fs {
         by: WriteFor,
     ) -> Result<usize, FsError> {
         self.check_writable()?;
+        self.admit();
         let end = offset
             .checked_add(data.len() as u64)
             .ok_or(FsError::Refused(libc::EFBIG))?;

@@ -87,7 +87,7 @@ fn run(work: &Mutex<Receiver<Waiting>>, fs: &Fs, kernel: &OnceLock<Notifier>) {
         let synced = fs.fsync(waiting.ino, waiting.datasync);
         space::tell(fs, kernel, waiting.ino);
         match synced {
-            Ok(_) => waiting.reply.ok(),
+            Ok(txid) => fs.when_durable(txid, Box::new(move || waiting.reply.ok())),
             Err(error) => waiting.reply.error(errno(&error)),
         }
     }

@@ -3,6 +3,9 @@
 //! tail still covers; the commit blocks of a group are written after the flush that covers everything before them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::MutexGuard;
 
 use super::format::{HEADER_SIZE, REVOKE_HEADER_SIZE, Tag, needs_escape};
 use super::log::{LogWriter, Pos};
@@ -29,16 +32,90 @@ struct Plan {
     blocks: u64,
 }
 
+/// Blocks that are in the log and not yet durable.
+struct Written {
+    indexed: Vec<Txn>,
+    commits: Vec<(Pos, u32)>,
+    format: LogFormat,
+}
+
+/// A transaction that is being committed.
+#[derive(Debug)]
+pub struct PreparedTxn {
+    /// As it will be committed.
+    pub txn: Transaction,
+    /// The last transaction before it.
+    pub after: Txid,
+}
+
+/// The first half of a commit, done.
+pub struct Prepared<'a> {
+    journal: &'a Journal,
+    txid: Txid,
+    zeroed: Vec<BlockRange>,
+    written: Written,
+    commit: MutexGuard<'a, ()>,
+}
+
+impl Prepared<'_> {
+    /// The second half: durable and visible on return.
+    pub fn finish(self) -> Result<(), JournalError> {
+        let journal = self.journal;
+        let zeroed = std::iter::once(&self.zeroed[..]);
+        let done = journal.make_durable(self.written, zeroed);
+        *journal.prepared.lock() = None;
+        done.map_err(|error| journal.abort_with(error))?;
+        drop(self.commit);
+        journal.publish(self.txid);
+        Ok(())
+    }
+}
+
 impl Journal {
     /// Appends and publishes one transaction of a master; fills its chain hash. Durable and visible on return. Fresh data
     /// that it refers to was written home before: the first of the two flushes makes it durable.
     pub fn commit(&self, txn: &mut Transaction) -> Result<(), JournalError> {
+        self.prepare(txn)?.finish()
+    }
+
+    /// The first half of `commit`: the transaction's blocks are written, nothing is flushed. Those who listen are told, so
+    /// that a mirror in sync mode gets it while this side flushes.
+    pub fn prepare(&self, txn: &mut Transaction) -> Result<Prepared<'_>, JournalError> {
         let commit = self.commit.lock();
-        txn.chain = chain_hash(self.state.read().chain, txn);
-        self.append_locked(std::slice::from_ref(txn), None)?;
-        drop(commit);
-        self.publish(txn.txid);
-        Ok(())
+        self.check_alive()?;
+        let (chain, after) = {
+            let state = self.state.read();
+            (state.chain, state.last)
+        };
+        txn.chain = chain_hash(chain, txn);
+        let one = std::slice::from_ref(txn);
+        self.check_transactions(one)?;
+        let written = self.write_first(one, None)?;
+        let listener = self.on_prepared.read();
+        if let Some(listener) = &*listener {
+            let txn = txn.clone();
+            *self.prepared.lock() = Some(Arc::new(PreparedTxn { txn, after }));
+            listener();
+        }
+        drop(listener);
+        Ok(Prepared {
+            journal: self,
+            txid: txn.txid,
+            zeroed: txn.zeroed.clone(),
+            written,
+            commit,
+        })
+    }
+
+    /// Calls `listener`, with the commit lock held, when a transaction is prepared; `None`: nobody listens.
+    pub fn on_prepared(&self, listener: Option<Box<dyn Fn() + Send + Sync>>) {
+        *self.on_prepared.write() = listener;
+        // What is being committed stays for whoever sends it just now.
+    }
+
+    /// The transaction that is being committed: its blocks are in the log, and it may still be lost with the power.
+    pub fn prepared(&self) -> Option<Arc<PreparedTxn>> {
+        self.prepared.lock().clone()
     }
 
     /// Appends transactions, oldest first: durable on return, not yet visible, not yet checkpointed. After an error a
@@ -90,21 +167,33 @@ impl Journal {
     ) -> Result<(), JournalError> {
         self.check_alive()?;
         self.check_transactions(txns)?;
-        let capacity = self.log.capacity();
-        let group_blocks = (GROUP_BYTES / self.log.block_size() as u64).min(capacity / 4);
         let mut rest = txns;
         while !rest.is_empty() {
-            let (plans, total) = self.plan_group(rest, group_blocks, confirmed)?;
-            if self.keeper.read().is_some() && self.state.read().saved.is_none() {
-                self.save_tail(true)?;
-            }
-            self.ensure_space(total)?;
-            let (group, later) = rest.split_at(plans.len());
-            self.write_group(group, plans, total)
+            let written = self.write_first(rest, confirmed)?;
+            let (group, later) = rest.split_at(written.indexed.len());
+            let zeroed = group.iter().map(|txn| &txn.zeroed[..]);
+            self.make_durable(written, zeroed)
                 .map_err(|error| self.abort_with(error))?;
             rest = later;
         }
         Ok(())
+    }
+
+    /// Writes the blocks of the first of `txns`, as many as share their flushes.
+    fn write_first(
+        &self,
+        txns: &[Transaction],
+        confirmed: Option<Txid>,
+    ) -> Result<Written, JournalError> {
+        let capacity = self.log.capacity();
+        let group_blocks = (GROUP_BYTES / self.log.block_size() as u64).min(capacity / 4);
+        let (plans, total) = self.plan_group(txns, group_blocks, confirmed)?;
+        if self.keeper.read().is_some() && self.state.read().saved.is_none() {
+            self.save_tail(true)?;
+        }
+        self.ensure_space(total)?;
+        self.write_group(&txns[..plans.len()], plans, total)
+            .map_err(|error| self.abort_with(error))
     }
 
     fn check_transactions(&self, txns: &[Transaction]) -> Result<(), JournalError> {
@@ -274,7 +363,7 @@ impl Journal {
         txns: &[Transaction],
         plans: Vec<Plan>,
         total: u64,
-    ) -> Result<(), JournalError> {
+    ) -> Result<Written, JournalError> {
         let (format, generation, head, first_tid, live) = {
             let mut state = self.state.write();
             let end = state.head + total;
@@ -326,14 +415,27 @@ impl Journal {
             head + total,
             "a transaction takes what was planned"
         );
+        Ok(Written {
+            indexed,
+            commits,
+            format,
+        })
+    }
+
+    /// The flushes of a group, and its commit blocks between them.
+    fn make_durable<'a>(
+        &self,
+        written: Written,
+        zeroed: impl Iterator<Item = &'a [BlockRange]>,
+    ) -> Result<(), JournalError> {
         self.flush()?;
-        for (pos, tid) in commits {
-            self.log.write(pos, &format.encode_commit(tid))?;
+        for (pos, tid) in written.commits {
+            self.log.write(pos, &written.format.encode_commit(tid))?;
         }
         self.flush()?;
         let mut state = self.state.write();
-        for (txn, source) in indexed.into_iter().zip(txns) {
-            state.push(txn, &source.zeroed);
+        for (txn, zeroed) in written.indexed.into_iter().zip(zeroed) {
+            state.push(txn, zeroed);
         }
         Ok(())
     }

@@ -43,6 +43,7 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
+pub use append::{Prepared, PreparedTxn};
 pub use checkpoint::CheckpointStep;
 pub use error::{CorruptKind, JournalError, Refused};
 pub use log::LogMap;
@@ -83,6 +84,9 @@ pub struct Journal {
     landed: Condvar,
     keeper: RwLock<Option<Arc<dyn TailKeeper>>>,
     aborted: RwLock<Option<Arc<JournalError>>>,
+    /// The transaction whose blocks are in the log and whose commit is not durable yet, for those who send it meanwhile.
+    prepared: Mutex<Option<Arc<PreparedTxn>>>,
+    on_prepared: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
     flushes: AtomicU64,
     /// s_errno as found at load.
     found_errno: i32,
@@ -208,6 +212,8 @@ impl Journal {
             landed: Condvar::new(),
             keeper: RwLock::new(None),
             aborted: RwLock::new(None),
+            prepared: Mutex::new(None),
+            on_prepared: RwLock::new(None),
             flushes: AtomicU64::new(0),
             found_errno,
         })

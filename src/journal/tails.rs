@@ -88,6 +88,16 @@ impl Journal {
         self.state.read().is_pinned(block)
     }
 
+    /// How many transactions after `after` the log holds, and the blocks from the first of them to the head.
+    pub fn backlog(&self, after: Txid) -> (u64, u64) {
+        let state = self.state.read();
+        let from = state.txns.partition_point(|t| t.txid <= after);
+        match state.txns.get(from) {
+            Some(first) => ((state.txns.len() - from) as u64, state.head - first.start),
+            None => (0, 0),
+        }
+    }
+
     /// Whether the log holds every transaction after `after`.
     pub fn covers(&self, after: Txid) -> bool {
         let state = self.state.read();

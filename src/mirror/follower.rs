@@ -448,6 +448,12 @@ impl Follower {
         Ok(())
     }
 
+    /// Microseconds since a moment of the clock.
+    fn since(&self, before: std::time::Duration) -> u64 {
+        let took = self.env.clock.monotonic().saturating_sub(before);
+        took.as_micros() as u64
+    }
+
     fn volume(&self) -> Result<Arc<Volume>, MirrorError> {
         self.volume
             .clone()

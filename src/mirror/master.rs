@@ -5,34 +5,35 @@
 //! never reported over a dead link, nor while a block is marked.
 
 mod decide;
+mod limits;
 mod repair;
+mod shared;
 mod status;
+
+pub use shared::MasterVolume;
+pub use status::{Status, Tuning};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use states::reconnect::Outcome;
 use states::{
     Cause, Command, Event, Facts as Truth, MinorCause, Next as To, Refusal, State, Step, Transition,
 };
 
-use crate::fs::Fs;
-use crate::journal::Journal;
 use crate::mirror::MirrorError;
-use crate::mirror::dirty::DirtyMap;
+use crate::mirror::counters::Histogram;
 use crate::mirror::hashing::Verdict;
-use crate::mirror::open::{MapStore, open_map};
+use crate::mirror::policy::{Policy, Wishes};
 use crate::mirror::progress::Progress;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::rate::Rate;
-use crate::mirror::slot::{Slot, Slots};
+use crate::mirror::slot::Slot;
 use crate::mirror::stream::{Acked, Frame, Next, Stream};
-use crate::units::{BlockNo, BlockRange, Generation, Txid};
-use crate::volume::Volume;
-use crate::volume::facts::{FactStore, Facts, PeerRecord};
-use crate::wire::message::{CopyState, History, MasterStatus, Member, Message, PROTOCOL_VERSION};
+use crate::units::{BlockNo, Txid};
+use crate::volume::facts::PeerRecord;
+use crate::wire::message::{CopyState, History, MasterStatus, Message, PROTOCOL_VERSION};
 
 /// How long a step of the handshake may take before the link counts as dead.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,62 +43,6 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How often a mirror is told how its master stands.
 const STATUS_EVERY: Duration = Duration::from_millis(500);
-
-/// What all mirrors of a volume share, on its master.
-#[derive(Clone)]
-pub struct MasterVolume {
-    /// The volume's name.
-    pub name: String,
-    /// The node's name.
-    pub node: String,
-    /// The parts.
-    pub volume: Arc<Volume>,
-    /// The log.
-    pub journal: Arc<Journal>,
-    /// The engine.
-    pub fs: Arc<Fs>,
-    /// The generation of this opening.
-    pub generation: Generation,
-    /// The mirrors' places at the log.
-    pub slots: Arc<Slots>,
-    /// The facts.
-    pub facts: Arc<Mutex<Facts>>,
-    /// Where they are kept.
-    pub store: Arc<dyn FactStore>,
-    /// Where the maps are kept.
-    pub maps: Arc<dyn MapStore>,
-    /// The journal file's blocks.
-    pub log: Vec<BlockRange>,
-    /// The last transaction before this opening ...
-    pub fork: Txid,
-    /// ... and where the log stood when it began: ids between the two were never issued.
-    pub opened_at: Txid,
-    /// Every node that has a part in the volume: mirrors are told, so that any of them can take over.
-    pub members: Arc<Mutex<Vec<Member>>>,
-}
-
-impl MasterVolume {
-    /// The position at the log of somebody who has everything up to `txid`.
-    pub fn log_position(&self, txid: Txid) -> Txid {
-        match self.fork <= txid && txid < self.opened_at {
-            true => self.opened_at,
-            false => txid,
-        }
-    }
-
-    /// An empty map of what a staged resync of `peer` has still to send.
-    fn todo(&self, peer: &str) -> Result<DirtyMap, MirrorError> {
-        let blocks = self.volume.blocks_count();
-        let (disk, _) = open_map(&*self.maps, blocks, &format!("~todo.{peer}"))?;
-        let volume_id = self.facts.lock().volume_id;
-        Ok(DirtyMap::create(disk, volume_id, blocks)?)
-    }
-
-    /// Whether the log holds everything after `txid`.
-    pub fn log_covers(&self, txid: Txid) -> bool {
-        self.journal.covers(self.log_position(txid))
-    }
-}
 
 /// What is to be done for a mirror, in this order.
 #[derive(Debug)]
@@ -117,6 +62,13 @@ pub enum Action {
         /// Why.
         why: String,
     },
+    /// A limit of the mirror's policy tripped, or another thing that an administrator tunes by.
+    Noted {
+        /// What, as a word.
+        kind: &'static str,
+        /// What, in a sentence.
+        what: String,
+    },
     /// The mirror is no more: remove its map, its facts, its entry.
     Forgotten,
 }
@@ -132,35 +84,6 @@ pub enum Request {
     Restart,
     /// `mirror delete`
     Delete,
-}
-
-/// How a mirror stands.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// The state.
-    pub state: State,
-    /// Why, in a sentence; for ERROR with the remedy.
-    pub reason: String,
-    /// Order was given up for the dirty map.
-    pub cracked: bool,
-    /// Bytes that the mirror lacks.
-    pub bytes_to_go: u64,
-    /// Bulk bytes sent.
-    pub bytes_bulk: u64,
-    /// Sequenced bytes sent.
-    pub bytes_sequenced: u64,
-    /// Bytes read from the volume for the bulk replicator.
-    pub bytes_read: u64,
-    /// Bytes a second, lately.
-    pub rate: u64,
-    /// Seconds until `bytes_to_go` is 0 at that rate.
-    pub eta_s: Option<u64>,
-    /// Last transaction committed here.
-    pub txid_committed: Txid,
-    /// Last transaction acknowledged by the mirror.
-    pub txid_acked: Txid,
-    /// Seconds since the oldest transaction that the mirror lacks was committed.
-    pub lag_s: f64,
 }
 
 /// The master's side of one mirror.
@@ -191,6 +114,11 @@ pub struct Mirror {
     commits: VecDeque<(Txid, Duration)>,
     progress: Progress,
     fetch: repair::Fetch,
+    defaults: Wishes,
+    policy: Policy,
+    heard: Duration,
+    time_in_queue: Histogram,
+    mirror_flush: Histogram,
 }
 
 impl Mirror {
@@ -219,7 +147,7 @@ impl Mirror {
                 .map(|(code, _)| code.parse().unwrap_or(Cause::MirrorDamaged)),
             ..Truth::default()
         };
-        Mirror {
+        let mut mirror = Mirror {
             detail: record
                 .error
                 .as_ref()
@@ -248,7 +176,14 @@ impl Mirror {
             commits: VecDeque::new(),
             progress: Progress::default(),
             fetch: repair::Fetch::default(),
-        }
+            defaults: Wishes::default(),
+            policy: Policy::default(),
+            heard: Duration::ZERO,
+            time_in_queue: Histogram::default(),
+            mirror_flush: Histogram::default(),
+        };
+        mirror.apply_policy();
+        mirror
     }
 
     /// The peer's name.
@@ -337,6 +272,9 @@ impl Mirror {
 
     /// A transaction was committed here.
     pub fn committed(&mut self, txid: Txid, now: Duration) {
+        if self.commits.back().is_some_and(|(last, _)| *last >= txid) {
+            return;
+        }
         if self.commits.len() < 4096 {
             self.commits.push_back((txid, now));
         } else if let Some(last) = self.commits.back_mut() {
@@ -371,6 +309,21 @@ impl Mirror {
                 state.map_lost = true;
             }
         }
+        let silent = self
+            .stream
+            .waits_since()
+            .is_some_and(|since| since.max(self.heard) + self.policy.timeout() <= now);
+        if self.state == State::InSync && self.streaming && silent {
+            self.detail = format!(
+                "nothing was acknowledged for {} s",
+                self.policy.timeout().as_secs_f64()
+            );
+            out.push(Action::Close);
+            self.truth.linked = false;
+            self.streaming = false;
+            self.fire(Event::LinkLost, now, &mut out);
+        }
+        self.measure(&mut out);
         if self.streaming && self.status_at <= now {
             self.status_at = now + STATUS_EVERY;
             let status = self.master_status(now);
@@ -385,6 +338,7 @@ impl Mirror {
     /// A frame came from the mirror.
     pub fn frame(&mut self, message: Message, payload: Vec<u8>, now: Duration) -> Vec<Action> {
         let mut out = Vec::new();
+        self.heard = now;
         if let Err(error) = self.take(message, payload, now, &mut out) {
             self.failed(error, now, &mut out);
         }
@@ -426,8 +380,13 @@ impl Mirror {
                 seq,
                 txid,
                 consistent,
+                flush_us,
                 ..
-            } if self.streaming => self.acknowledged(seq, Txid(txid), consistent, now, out)?,
+            } if self.streaming => {
+                self.mirror_flush.add(flush_us);
+                self.acknowledged(seq, Txid(txid), consistent, now, out)?;
+                self.measure(out);
+            }
             Message::Hashes { id } if self.streaming => self.stream.answered(id, &payload)?,
             Message::Fetched { id } if self.fetch.is_asked(id) => self.fetch.came(payload),
             Message::Refused {
@@ -579,10 +538,20 @@ impl Mirror {
                 self.status_at = now;
             }
         }
+        if self.state == State::InSync && !self.record.once_insync {
+            self.record.once_insync = true;
+            self.save();
+        }
+        // A stream that begins says anew what the mirror has.
+        self.shared
+            .gate
+            .acked(&self.peer, self.slot.state.lock().acked);
+        self.show_gate();
         for command in transition.commands {
             self.perform(*command, &transition, now, out);
         }
         if transition.next == To::Gone {
+            self.shared.gate.forget(&self.peer);
             out.push(Action::Forgotten);
         }
     }
@@ -706,7 +675,7 @@ impl Mirror {
         }
     }
 
-    fn save(&self) {
+    pub(super) fn save(&self) {
         let mut facts = self.shared.facts.lock();
         let entry = facts.peers.entry(self.peer.clone()).or_default();
         entry.record = self.record.clone();
@@ -743,14 +712,17 @@ impl Mirror {
         now: Duration,
         out: &mut Vec<Action>,
     ) -> Result<(), MirrorError> {
-        let acked = self.stream.acknowledged(seq, txid, consistent)?;
-        while self
-            .commits
-            .front()
-            .is_some_and(|(committed, _)| *committed <= txid)
+        let acked = self.stream.acknowledged(seq, txid, consistent, now)?;
+        while let Some((committed, at)) = self.commits.front().copied()
+            && committed <= txid
         {
             self.commits.pop_front();
+            let took = now.saturating_sub(at);
+            self.time_in_queue.add(took.as_micros() as u64);
         }
+        self.shared
+            .gate
+            .acked(&self.peer, self.slot.state.lock().acked);
         if acked == Acked::InSync {
             self.truth.copying = false;
             self.truth.consistent_at = txid.0;

@@ -3,16 +3,19 @@
 //! reads a clock: `node` drives it with inputs and carries out its outputs, and so does the simulator.
 
 pub mod committed;
+pub mod counters;
 pub mod dirty;
 pub mod error;
 pub mod floor;
 pub mod follower;
+pub mod gate;
 pub mod guard;
 pub mod hashing;
 pub mod keeper;
 pub mod lost;
 pub mod master;
 pub mod open;
+pub mod policy;
 pub mod progress;
 pub mod ranges;
 pub mod rate;

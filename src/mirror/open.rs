@@ -13,6 +13,7 @@ use crate::io::{Clock, Disk, Random};
 use crate::journal::ResumeEnd;
 use crate::mirror::MirrorError;
 use crate::mirror::dirty::DirtyMap;
+use crate::mirror::gate::Gate;
 use crate::mirror::keeper::MasterKeeper;
 use crate::mirror::master::MasterVolume;
 use crate::mirror::slot::{Slot, SlotState, Slots};
@@ -216,6 +217,7 @@ pub fn open_master(
             fs,
             generation,
             slots: Arc::clone(&slots),
+            gate: Arc::new(Gate::new(Arc::clone(&options.clock))),
             facts,
             store: Arc::clone(&options.facts),
             maps: Arc::clone(&options.maps),

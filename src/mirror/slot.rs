@@ -55,7 +55,8 @@ impl SlotState {
         id: u32,
         generation: Generation,
     ) -> Result<(), MirrorError> {
-        let txid = self.acked;
+        // A sync mirror may have what is only being committed here.
+        let txid = self.acked.min(journal.last_committed());
         if txid <= self.position {
             return Ok(());
         }

@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::journal::{Hint, Journal, TxnInfo};
 use crate::mirror::MirrorError;
 use crate::mirror::committed::{self, Committed};
+use crate::mirror::counters::Histogram;
 use crate::mirror::hashing::Questions;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::rate::Rate;
@@ -103,6 +104,10 @@ pub struct Counters {
     pub transactions: u64,
     /// Bytes read from the volume for the bulk replicator.
     pub bytes_read: u64,
+    /// Transactions that were sent again, after a link was lost or a mirror fell behind.
+    pub retransmitted: u64,
+    /// Transactions that were sent while they were being committed here.
+    pub sent_early: u64,
 }
 
 #[derive(Debug)]
@@ -110,6 +115,7 @@ struct InFlight {
     seq: u64,
     bytes: u64,
     clears: Vec<BlockRange>,
+    at: Duration,
 }
 
 /// A transaction of which not every frame was sent.
@@ -134,6 +140,13 @@ pub struct Stream {
     cracks: u64,
     seq: u64,
     sent: Txid,
+    /// What was sent is committed here, and the mirror knows, up to this.
+    confirmed: Txid,
+    /// The furthest that was ever sent.
+    furthest: Txid,
+    /// Transactions go out while they are being committed.
+    early: bool,
+    now: Duration,
     infos: VecDeque<TxnInfo>,
     sending: Option<Sending>,
     in_flight: VecDeque<InFlight>,
@@ -147,6 +160,8 @@ pub struct Stream {
     pub(super) questions: Questions,
     /// What was sent.
     pub counters: Counters,
+    /// From a frame to its acknowledgement.
+    pub round_trip: Histogram,
 }
 
 impl Stream {
@@ -170,6 +185,10 @@ impl Stream {
             cracks: 0,
             seq: 0,
             sent: Txid(0),
+            confirmed: Txid(0),
+            furthest: Txid(0),
+            early: false,
+            now: Duration::ZERO,
             infos: VecDeque::new(),
             sending: None,
             in_flight: VecDeque::new(),
@@ -182,6 +201,7 @@ impl Stream {
             rate,
             questions: Questions::new(block_size),
             counters: Counters::default(),
+            round_trip: Histogram::default(),
         }
     }
 
@@ -193,6 +213,7 @@ impl Stream {
         self.committed = Some(committed);
         self.phase = phase;
         self.sent = from;
+        self.confirmed = from;
         self.cracks = self.slot.state.lock().cracks;
         self.infos.clear();
         self.sending = None;
@@ -208,6 +229,17 @@ impl Stream {
         };
         self.questions.clear();
         Ok(())
+    }
+
+    /// Whether transactions go out while they are being committed (sync mode), and how fast the bulk replicator may be.
+    pub fn set_policy(&mut self, early: bool, rate: Rate) {
+        self.early = early;
+        self.rate = rate;
+    }
+
+    /// When the oldest frame that is not acknowledged was sent.
+    pub fn waits_since(&self) -> Option<Duration> {
+        self.in_flight.front().map(|frame| frame.at)
     }
 
     fn committed(&self) -> Result<&Committed, MirrorError> {
@@ -255,8 +287,12 @@ impl Stream {
 
     /// What is to be sent now.
     pub fn next(&mut self, now: Duration) -> Result<Next, MirrorError> {
+        self.now = now;
         if self.slot.state.lock().cracks != self.cracks && !self.cracked() {
             return Ok(Next::Cracked);
+        }
+        if let Some(frame) = self.confirm() {
+            return Ok(Next::Frame(frame));
         }
         if self.in_flight_bytes >= WINDOW_BYTES {
             return Ok(Next::Nothing { at: None });
@@ -322,6 +358,7 @@ impl Stream {
             seq: self.seq,
             bytes,
             clears,
+            at: self.now,
         });
         self.seq
     }
@@ -332,6 +369,7 @@ impl Stream {
         seq: u64,
         txid: Txid,
         consistent: bool,
+        now: Duration,
     ) -> Result<Acked, MirrorError> {
         if seq > self.seq || txid > self.sent.max(self.slot.state.lock().position) {
             return Err(MirrorError::Protocol(format!(
@@ -344,6 +382,8 @@ impl Stream {
         while self.in_flight.front().is_some_and(|f| f.seq <= seq) {
             let frame = self.in_flight.pop_front().expect("looked at above");
             self.in_flight_bytes -= frame.bytes;
+            let took = now.saturating_sub(frame.at);
+            self.round_trip.add(took.as_micros() as u64);
             if current {
                 for range in frame.clears {
                     state.unmark(range)?;
@@ -380,9 +420,25 @@ impl Stream {
 
     // ---- transactions ----
 
+    /// Tells a mirror that what it was sent early is committed here by now.
+    fn confirm(&mut self) -> Option<Frame> {
+        if self.confirmed >= self.sent || self.journal.last_committed() < self.sent {
+            return None;
+        }
+        self.confirmed = self.sent;
+        let txid = self.sent.0;
+        Some((Message::Confirm { txid }, Vec::new()))
+    }
+
     fn transaction(&mut self) -> Result<Option<Frame>, MirrorError> {
         if self.sending.is_none() && !self.load_next()? {
             return Ok(None);
+        }
+        // Blocks that the one before freed may be written by this one: the mirror has to know that it is committed.
+        if self.sending.as_ref().is_some_and(|sending| !sending.begun)
+            && let Some(frame) = self.confirm()
+        {
+            return Ok(Some(frame));
         }
         let Some(mut sending) = self.sending.take() else {
             return Ok(None);
@@ -433,17 +489,31 @@ impl Stream {
         self.counters.transactions += 1;
         self.mismatches = 0;
         self.sent = sending.shipment.last;
+        if self.sent <= self.furthest {
+            self.counters.retransmitted += 1;
+        }
+        self.furthest = self.furthest.max(self.sent);
+        let committed = self.journal.last_committed();
+        if committed >= self.sent {
+            self.confirmed = self.sent;
+        } else {
+            self.counters.sent_early += 1;
+        }
         let end = Message::TxnEnd {
             seq,
             last: sending.shipment.last.0,
             chain: sending.shipment.chain,
-            confirmed: self.journal.last_committed().0,
+            confirmed: committed.0,
         };
         Ok(Some((end, Vec::new())))
     }
 
     /// Loads what follows `sent`, merged as far as it must be. `false` when there is nothing.
     fn load_next(&mut self) -> Result<bool, MirrorError> {
+        if self.sent > self.journal.last_committed() {
+            // Sent early; nothing follows before its commit is done.
+            return Ok(false);
+        }
         if self.infos.is_empty() {
             match self.journal.info_after(self.sent) {
                 Some(infos) => self.infos = infos.into(),
@@ -454,7 +524,7 @@ impl Stream {
             }
         }
         let Some(first) = self.infos.front() else {
-            return Ok(false);
+            return Ok(self.load_prepared());
         };
         let mut shipment = Shipment::new(first.txid);
         let mut until = first.txid;
@@ -517,6 +587,28 @@ impl Stream {
             bytes: 0,
         });
         Ok(true)
+    }
+
+    /// Takes the transaction that is being committed, if it is the next.
+    fn load_prepared(&mut self) -> bool {
+        if !self.early || self.phase != Phase::Sequencing {
+            return false;
+        }
+        let next = self.journal.prepared();
+        let Some(next) = next.filter(|next| next.after <= self.sent && next.txn.txid > self.sent)
+        else {
+            return false;
+        };
+        let mut shipment = Shipment::new(next.txn.txid);
+        shipment.push(next.txn.clone());
+        self.sending = Some(Sending {
+            blocks_left: shipment.images.keys().copied().collect(),
+            fresh_left: shipment.fresh.iter().collect(),
+            shipment,
+            begun: false,
+            bytes: 0,
+        });
+        true
     }
 
     /// The log no longer holds what comes next: the mirror cracked a moment ago, or its map is of no use any more.

@@ -4,6 +4,7 @@
 //! known is an error, so that a misspelt one is not taken for its default.
 
 use super::refusal::check_name;
+use crate::mirror::policy::Wishes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -87,6 +88,12 @@ pub struct Config {
     /// What a comparison by the schedule reads at most, MiB a second.
     #[serde(default = "verify_mib_s")]
     pub verify_mib_s: u64,
+    /// ADDR:PORT at which figures are served to Prometheus; none unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
+    /// How mirrors of this node's volumes are treated that do not say otherwise.
+    #[serde(default)]
+    pub mirror: Wishes,
     /// Whether other users may use a mount. Ordinary users need user_allow_other in /etc/fuse.conf for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_other: Option<bool>,
@@ -137,6 +144,8 @@ impl Config {
             fuse_threads: fuse_threads(),
             verify_every_h: 0,
             verify_mib_s: verify_mib_s(),
+            metrics: None,
+            mirror: Wishes::default(),
             allow_other: None,
         }
     }
@@ -199,10 +208,16 @@ impl Config {
              # fuse_threads = {}\n\
              # verify_every_h = {}     # 0: mirrors are compared only when asked for\n\
              # verify_mib_s = {}\n\
-             # allow_other = true      # false for ordinary users\n\n\
+             # allow_other = true      # false for ordinary users\n\
+             # metrics = \"127.0.0.1:9420\"   # for Prometheus; off unless given\n\n\
              # Devices for the mirror of one volume, one for each part, instead of the store:\n\
              # [devices]\n\
-             # data = [\"/dev/vdb\", \"/dev/vdc\"]\n",
+             # data = [\"/dev/vdb\", \"/dev/vdc\"]\n\n\
+             # Mirrors of volumes of this node, unless lockstep mirror set says otherwise:\n\
+             # [mirror]\n\
+             # mode = \"async\"           # sync\n\
+             # on_full = \"crack\"        # throttle\n\
+             # timeout_ms = 6000\n",
             quoted(&self.name),
             quoted(&self.listen),
             self.commit_interval_ms,
@@ -232,6 +247,13 @@ impl Config {
         if !is_address(&self.listen) {
             let expected = "ADDR:PORT, as 0.0.0.0:7420 or [::]:7420";
             return value("listen", self.listen.clone(), expected);
+        }
+        if self.metrics.as_ref().is_some_and(|at| !is_address(at)) {
+            let expected = "ADDR:PORT, as 127.0.0.1:9420";
+            return value("metrics", format!("{:?}", self.metrics), expected);
+        }
+        if let Err(expected) = self.mirror.check() {
+            return value("mirror", format!("{:?}", self.mirror), expected);
         }
         if self.store.as_ref().is_some_and(|s| !s.is_absolute()) {
             return value("store", format!("{:?}", self.store), "an absolute path");

@@ -10,7 +10,7 @@ use super::keys::Identity;
 use super::listen::Listener;
 use super::registry::Node;
 use super::state_dir::{StateDir, StateDirError};
-use super::{catalogue, control, verify};
+use super::{catalogue, control, metrics, verify};
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -132,6 +132,13 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
         let remedy = format!("free the port, or edit {}", node.state.config().display());
         RunError::new(format!("listen on {listen}: {e}"), remedy)
     })?;
+    let metrics = match &node.config.metrics {
+        None => None,
+        Some(at) => Some(TcpListener::bind(at).await.map_err(|e| {
+            let remedy = format!("free the port, or edit {}", node.state.config().display());
+            RunError::new(format!("metrics on {at}: {e}"), remedy)
+        })?),
+    };
     let socket = control::bind(&node.state)
         .map_err(|e| RunError::new(format!("{}: {e}", node.state.socket().display()), ""))?;
     let listener = Listener::new(Arc::clone(&node.trunks))
@@ -165,6 +172,7 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
             .map_err(|e| RunError::new(format!("threads: {e}"), ""))?
     };
     let port = tokio::spawn(listener.run(port));
+    let metrics = metrics.map(|socket| tokio::spawn(metrics::serve(socket, Arc::clone(node))));
     let which = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
@@ -175,6 +183,9 @@ async fn serve(node: &Arc<Node>) -> Result<(), RunError> {
     ));
     node.begin_stop();
     port.abort();
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     let closing = {
         let node = Arc::clone(node);
         tokio::task::spawn_blocking(move || {

@@ -15,6 +15,7 @@ use super::volumes::chain;
 use crate::mirror::hashing::Verdict;
 use crate::mirror::master::{Action, Mirror, Request, Status};
 use crate::mirror::open::OpenMaster;
+use crate::mirror::policy::Wishes;
 use crate::mirror::rate::Rate;
 use crate::units::{BlockRange, Txid};
 use crate::wire::message::Message;
@@ -47,6 +48,7 @@ pub enum Verifying {
 
 enum Input {
     Operator(Request, blocking::Sender<Result<(), Refusal>>),
+    Set(Box<Wishes>, blocking::Sender<()>),
     Verify(Rate, blocking::Sender<Verifying>),
     Repair(Vec<BlockRange>, blocking::Sender<Result<(), Refusal>>),
     Fetch(Vec<BlockRange>, blocking::Sender<Vec<u8>>),
@@ -106,6 +108,16 @@ impl Remote {
                 format!("lockstep status {}", self.volume),
             )),
         }
+    }
+
+    /// Changes how the mirror is treated; in force on return.
+    pub fn set(&self, wishes: Wishes) -> Result<(), Refusal> {
+        let (reply, answer) = blocking::channel();
+        let sent = self
+            .inbox
+            .blocking_send(Input::Set(Box::new(wishes), reply));
+        sent.map_err(|_| self.gone())?;
+        answer.recv_timeout(ANSWER_WITHIN).map_err(|_| self.gone())
     }
 
     /// Sends blocks to the mirror again, as a resync.
@@ -342,6 +354,19 @@ impl Task {
                 // Whoever asked may have given up.
                 let _ = reply.send(done);
             }
+            Input::Set(wishes, reply) => {
+                self.mirror.set_wishes(*wishes);
+                let policy = serde_json::to_value(self.mirror.policy()).unwrap_or_default();
+                let event = NewEvent::mirror(
+                    "policy",
+                    self.host.name(),
+                    &self.peer,
+                    "the mirror is treated differently from now on",
+                );
+                self.node.record(event.with("policy", policy));
+                self.publish();
+                let _ = reply.send(());
+            }
             Input::Repair(ranges, reply) => {
                 let now = self.now();
                 let done = self.mirror.repair(&ranges, now);
@@ -473,6 +498,7 @@ impl Task {
                     self.queue.push_back(frame(message, payload));
                 }
                 Action::Event { from, to, why } => self.record(from, to, &why),
+                Action::Noted { kind, what } => self.note(kind, &what),
                 Action::Forgotten => self.forget(),
             }
         }
@@ -520,11 +546,32 @@ impl Task {
         self.publish();
     }
 
+    fn note(&self, kind: &'static str, what: &str) {
+        let status = self.mirror.status(self.now());
+        let counters = serde_json::to_value(&status.counters).unwrap_or_default();
+        let event = NewEvent::mirror(kind, self.host.name(), &self.peer, what);
+        self.node.record(event.with("counters", counters));
+    }
+
+    /// Says in the volume's warnings whether a write is acknowledged without a mirror that it should be on.
+    fn warn_degraded(&self, degraded: bool, state: State) {
+        let begins = format!("durability is degraded: the sync mirror on {} ", self.peer);
+        let text = format!("{begins}is in {state}");
+        self.node.publish(&self.host, |view| {
+            view.warnings.retain(|w| !w.starts_with(&begins));
+            if degraded {
+                view.warnings.push(text);
+            }
+        });
+    }
+
     fn publish(&self) {
         if self.gone {
             return;
         }
-        let shown = self.shown(self.mirror.status(self.now()));
+        let status = self.mirror.status(self.now());
+        self.warn_degraded(status.degraded, status.state);
+        let shown = self.shown(status);
         if self.host.publish_mirror(shown) {
             self.node.changed();
         }
@@ -553,6 +600,9 @@ impl Task {
             txid_committed: status.txid_committed.0,
             txid_acked: status.txid_acked.0,
             lag_s: (status.lag_s * 1000.0).round() / 1000.0,
+            policy: Some(status.policy),
+            degraded: status.degraded,
+            counters: Some(Box::new(status.counters)),
         }
     }
 
@@ -588,6 +638,7 @@ impl Task {
     /// The mirror is no more.
     fn forget(&mut self) {
         self.gone = true;
+        self.warn_degraded(false, self.mirror.state());
         self.close();
         let volume = self.host.name();
         if let Err(error) = self.open.remove_mirror(self.mirror.slot()) {

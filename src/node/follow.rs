@@ -408,6 +408,7 @@ impl Task {
             txid_committed: status.txid_committed,
             txid_acked: acked,
             lag_s: 0.0,
+            ..MirrorStatus::default()
         };
         if status.committed_at > 0 {
             let known = self

@@ -12,10 +12,11 @@ use super::stores::MapFiles;
 use super::timer::Timer;
 use super::volumes::chain;
 use crate::ext4::features::{self, Access};
-use crate::fs::{Fs, FsOptions, FsRole, How, open_volume, read_superblock};
+use crate::fs::{Durability, Fs, FsOptions, FsRole, How, open_volume, read_superblock};
 use crate::mirror::MirrorError;
 use crate::mirror::master::Mirror;
 use crate::mirror::open::{MasterOptions, OpenMaster, open_master};
+use crate::mirror::policy::Wishes;
 use crate::mirror::rate::Rate;
 use crate::units::Txid;
 use crate::volume::Volume;
@@ -35,6 +36,8 @@ pub struct Master {
     timer: Option<Timer>,
     drivers: BTreeMap<String, Driver>,
     commits: watch::Receiver<Committed>,
+    /// Wakes the drivers.
+    wake: Arc<watch::Sender<Committed>>,
 }
 
 impl std::fmt::Debug for Master {
@@ -138,15 +141,20 @@ impl Master {
         let fs = Arc::clone(&open.shared.fs);
         let last = open.shared.journal.last_committed();
         let (committed, commits) = watch::channel((last, time_of_day()));
+        let wake = Arc::new(committed);
+        let committed = Arc::clone(&wake);
         fs.on_commit(Box::new(move |txid| {
             committed.send_replace((txid, time_of_day()));
         }));
+        let gate: Arc<dyn Durability> = open.shared.gate.clone();
+        fs.set_durability(Some(gate));
         let timer = start_timer(node, host, &open)?;
         let mut master = Master {
             open,
             timer: Some(timer),
             drivers: BTreeMap::new(),
             commits,
+            wake,
         };
         let peers: Vec<String> = {
             let facts = master.open.shared.facts.lock();
@@ -172,9 +180,11 @@ impl Master {
             };
             let rate = Rate::new(record.rate);
             let shared = master.open.shared.clone();
-            let mirror = Mirror::new(shared, slot.peer.clone(), slot, record, rate);
+            let mut mirror = Mirror::new(shared, slot.peer.clone(), slot, record, rate);
+            mirror.set_defaults(node.config.mirror.clone());
             master.drive(node, host, mirror)?;
         }
+        master.listen();
         host.mounts.offer(Offer {
             fs,
             writable: true,
@@ -196,6 +206,17 @@ impl Master {
     /// The nodes that have a part in the volume are these mirrors and this one: mirrors are told.
     pub fn told_members(&self, node: &Node, mirrors: impl IntoIterator<Item = String>) {
         *self.open.shared.members.lock() = roles::members(node, mirrors);
+    }
+
+    /// Mirrors in sync mode are woken while a transaction is being committed; without one nobody is.
+    pub fn listen(&self) {
+        let wake = Arc::clone(&self.wake);
+        let any = self.open.shared.gate.any_sync();
+        let listener: Option<Box<dyn Fn() + Send + Sync>> = match any {
+            true => Some(Box::new(move || wake.send_modify(|_| {}))),
+            false => None,
+        };
+        self.open.shared.journal.on_prepared(listener);
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -228,6 +249,7 @@ impl Master {
         host: &Arc<Host>,
         peer: &str,
         rate: Option<u64>,
+        wishes: Wishes,
     ) -> Result<(), Refusal> {
         let slot = self.open.add_mirror(peer, rate).map_err(|e| failed(&e))?;
         let record = {
@@ -239,8 +261,12 @@ impl Master {
         peers.push(peer.to_owned());
         self.told_members(node, peers);
         let shared = self.open.shared.clone();
-        let mirror = Mirror::new(shared, peer.to_owned(), slot, record, Rate::new(rate));
-        self.drive(node, host, mirror)
+        let mut mirror = Mirror::new(shared, peer.to_owned(), slot, record, Rate::new(rate));
+        mirror.set_defaults(node.config.mirror.clone());
+        mirror.set_wishes(wishes);
+        self.drive(node, host, mirror)?;
+        self.listen();
+        Ok(())
     }
 
     /// The engine.
@@ -297,8 +323,11 @@ impl Master {
         host: &Arc<Host>,
         drain: Duration,
     ) -> Result<(), Refusal> {
+        self.open.shared.gate.stop();
         host.mounts.withdraw();
         self.drain(host, drain);
+        self.open.shared.gate.close();
+        self.open.shared.journal.on_prepared(None);
         for (_, driver) in std::mem::take(&mut self.drivers) {
             driver.stop();
         }

@@ -12,6 +12,7 @@ use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
 use super::{roles, volumes};
 use crate::mirror::master::Request;
+use crate::mirror::policy::Wishes;
 use crate::wire::message::Message;
 use states::{Cause, MinorCause};
 use std::path::PathBuf;
@@ -149,7 +150,9 @@ pub fn create(
     name: &str,
     peer: &str,
     rate: Option<u64>,
+    wishes: Wishes,
 ) -> Result<String, Refusal> {
+    check_wishes(&wishes, name, peer)?;
     let host = node.host(name)?;
     let mut held = host.hold("making a mirror")?;
     if !node.catalogue.get().peers.contains_key(peer) {
@@ -176,7 +179,7 @@ pub fn create(
         }
         Ok(())
     })?;
-    let added = master.add_mirror(node, &host, peer, rate);
+    let added = master.add_mirror(node, &host, peer, rate, wishes);
     if added.is_err() {
         node.change(|c| {
             if let Some(entry) = c.volumes.get_mut(name) {
@@ -191,6 +194,30 @@ pub fn create(
     Ok(format!(
         "{sentence}; watch it: lockstep progress {name} {peer}"
     ))
+}
+
+fn check_wishes(wishes: &Wishes, name: &str, peer: &str) -> Result<(), Refusal> {
+    wishes.check().map_err(|what| {
+        let remedy = format!("lockstep mirror set {name} {peer} ..., with a right value");
+        Refusal::new(Code::Invalid, what, remedy)
+    })
+}
+
+/// `mirror set`
+pub fn set(node: &Arc<Node>, name: &str, peer: &str, wishes: Wishes) -> Result<String, Refusal> {
+    check_wishes(&wishes, name, peer)?;
+    let host = node.host(name)?;
+    let mut held = host.hold("changing a mirror")?;
+    let master = match &mut *held {
+        Engine::Master(master) => master,
+        Engine::Mirror(_) => return Err(only_on_master(&host, name)),
+        Engine::Closed | Engine::ReadOnly(_) => return Err(not_open(&host, name)),
+    };
+    let driver = master.driver(peer);
+    let driver = driver.ok_or_else(|| Refusal::no_mirror(name, peer))?;
+    driver.set(wishes)?;
+    master.listen();
+    Ok(format!("mirror of {name} on {peer} changed"))
 }
 
 /// `mirror pause`, `continue`, `restart`, `delete`

@@ -64,6 +64,8 @@ mod mirrors;
 
 mod requests;
 
+mod metrics;
+
 pub mod daemon;
 
 pub mod pair;

@@ -443,6 +443,7 @@ impl Pair {
                 }
                 Action::Send(message, payload) => self.to_mirror.push_back((message, payload)),
                 Action::Event { to, why, .. } => self.changes.push(Change { to, why }),
+                Action::Noted { .. } => {}
                 Action::Forgotten => self.mirror = None,
             }
         }

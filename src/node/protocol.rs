@@ -5,6 +5,8 @@
 //! (so that a client can tell a daemon at work from one that hangs), and one last line: `done` or `refused`.
 
 use super::refusal::Refusal;
+use crate::mirror::master::Tuning;
+pub use crate::mirror::policy::{Compress, OnFull, Policy, Resync, SyncMode, Wishes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -95,6 +97,13 @@ pub enum Request {
         name: String,
         peer: String,
         rate: Option<u64>,
+        #[serde(default)]
+        wishes: Wishes,
+    },
+    MirrorSet {
+        name: String,
+        peer: String,
+        wishes: Wishes,
     },
     Mirror {
         name: String,
@@ -255,6 +264,15 @@ pub struct MirrorStatus {
     pub txid_acked: u64,
     /// Age of the oldest transaction that the mirror lacks, s; 0 when it lacks none.
     pub lag_s: f64,
+    /// How the mirror is treated; null on a mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+    /// It is in sync mode and not in INSYNC: writes are acknowledged without it, or wait for it.
+    #[serde(default)]
+    pub degraded: bool,
+    /// What an administrator tunes by; null on a mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<Box<Tuning>>,
 }
 
 #[cfg(test)]
@@ -268,11 +286,12 @@ mod tests {
             name: "data".into(),
             peer: "beta".into(),
             rate: None,
+            wishes: Wishes::default(),
         };
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(
             json,
-            r#"{"do":"mirror-create","name":"data","peer":"beta","rate":null}"#
+            r#"{"do":"mirror-create","name":"data","peer":"beta","rate":null,"wishes":{}}"#
         );
         let lines = [
             (Line::Alive, r#""alive""#),

@@ -94,9 +94,13 @@ impl Node {
                 read_only,
             } => mirrors::mount(self, &name, dir, read_only)?,
             Request::Umount { name } => mirrors::umount(self, &name)?,
-            Request::MirrorCreate { name, peer, rate } => {
-                mirrors::create(self, &name, &peer, rate)?
-            }
+            Request::MirrorCreate {
+                name,
+                peer,
+                rate,
+                wishes,
+            } => mirrors::create(self, &name, &peer, rate, wishes)?,
+            Request::MirrorSet { name, peer, wishes } => mirrors::set(self, &name, &peer, wishes)?,
             Request::Mirror { name, peer, action } => mirrors::act(self, &name, &peer, action)?,
             Request::Verify {
                 name,

@@ -9,8 +9,10 @@
 
 mod json;
 mod store;
+mod wishes;
 
 pub use store::{FactFile, FactStore, FactsError, MemoryFacts};
+pub use wishes::{Compress, OnFull, Resync, SyncMode, Wishes};
 
 use std::collections::BTreeMap;
 
@@ -280,9 +282,15 @@ pub struct PeerRecord {
     /// The volume was changed from outside since this mirror was last equal.
     #[serde(default)]
     pub changed_outside: bool,
-    /// Cap of the bulk replicator, bytes a second.
+    /// Cap of the bulk replicator, bytes a second, as given when the mirror was made; `wishes` may say otherwise.
     #[serde(default)]
     pub rate: Option<u64>,
+    /// What the operator asked for.
+    #[serde(default)]
+    pub wishes: Wishes,
+    /// It was in INSYNC once.
+    #[serde(default)]
+    pub once_insync: bool,
 }
 
 #[cfg(test)]

@@ -319,6 +319,8 @@ pub enum Message {
         cursor: u64,
         /// Whether the copy is a state that the master had, and complete.
         consistent: bool,
+        /// How long the mirror took to make it durable, us.
+        flush_us: u64,
     },
     /// Master: hash these blocks as they are after everything sent so far.
     Hash {

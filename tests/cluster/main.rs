@@ -19,6 +19,7 @@ mod crowd;
 mod cut;
 mod first_copy;
 mod killed;
+mod modes;
 mod mounts;
 mod oracles;
 mod recipe;

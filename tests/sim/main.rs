@@ -5,5 +5,7 @@ mod world;
 
 mod basic;
 
+mod sync;
+
 mod random;
 mod staged;

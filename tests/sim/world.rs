@@ -174,6 +174,10 @@ pub struct World {
     pub cut: bool,
     connected: bool,
     pub withdrawn: u32,
+    /// A commit is half done: no other may begin.
+    pub committing: bool,
+    /// What the mirror says does not arrive, though the link stands.
+    pub mute: bool,
     /// The last transaction of which an acknowledgement left the mirror: durable there for good.
     acknowledged: u64,
     /// The mirror's disk forgets flushes, as if the mirror acknowledged before them.
@@ -226,6 +230,8 @@ impl World {
             cut: false,
             connected: false,
             withdrawn: 0,
+            committing: false,
+            mute: false,
             acknowledged: 0,
             lying: false,
             trace: Vec::new(),
@@ -296,10 +302,10 @@ impl World {
             .map(|_| Arc::new(Volume::new(vec![self.mirror_parts.device()], BLOCK).unwrap()));
         let (follower, outputs) = Follower::open(env, "data".to_string(), facts, volume).unwrap();
         assert!(
-            follower.applied().0 >= self.acknowledged || !follower.is_consistent(),
+            follower.durable().0 >= self.acknowledged || !follower.is_consistent(),
             "transaction {} was acknowledged, the mirror has {}",
             self.acknowledged,
-            follower.applied()
+            follower.durable()
         );
         self.follower = Some(follower);
         self.put_out(outputs);
@@ -329,6 +335,12 @@ impl World {
 
     /// Power fails on the master: what was not flushed may be lost.
     pub fn crash_master(&mut self) {
+        // What was only being committed may be lost here, and is given up there.
+        if let Some(master) = &self.master {
+            let committed = master.shared.journal.last_committed().0;
+            self.acknowledged = self.acknowledged.min(committed);
+        }
+        self.committing = false;
         self.lose_link();
         self.mirror = None;
         self.master = None;
@@ -480,7 +492,7 @@ impl World {
                 }
                 Action::Send(message, payload) => self.to_mirror.push_back((message, payload)),
                 Action::Event { from, to, why } => self.trace.push((from, to, why)),
-                Action::Forgotten => {}
+                Action::Noted { .. } | Action::Forgotten => {}
             }
         }
     }
@@ -513,7 +525,9 @@ impl World {
         self.clock.advance(Duration::from_millis(10));
         let now = self.now();
         let mut moved = false;
-        if let Some(master) = &self.master {
+        if let Some(master) = &self.master
+            && !self.committing
+        {
             master.shared.fs.commit_step(now).unwrap();
         }
         if let Some(mut mirror) = self.mirror.take() {
@@ -549,7 +563,8 @@ impl World {
         {
             follower.tick().unwrap();
         }
-        if let Some((message, payload)) = self.to_master.pop_front()
+        if !self.mute
+            && let Some((message, payload)) = self.to_master.pop_front()
             && let Some(mirror) = &mut self.mirror
         {
             moved = true;

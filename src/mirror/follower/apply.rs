@@ -237,7 +237,9 @@ impl Follower {
         // What the log brings back by itself after a power cut.
         let sure = txns.partition_point(|txn| txn.txid <= confirmed);
         self.take_stamps(&txns[..sure])?;
+        let before = self.env.clock.monotonic();
         journal.append_confirmed(&txns, confirmed)?;
+        let flush_us = self.since(before);
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
         };
@@ -249,6 +251,7 @@ impl Follower {
                 txid: following.durable.0,
                 cursor: 0,
                 consistent: true,
+                flush_us,
             },
             Vec::new(),
         ));

@@ -99,7 +99,9 @@ impl Follower {
     }
 
     pub(super) fn flush_copy(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        let before = self.env.clock.monotonic();
         self.volume()?.flush()?;
+        let flush_us = self.since(before);
         let Phase::Copying(copying) = &mut self.phase else {
             return Ok(());
         };
@@ -121,6 +123,7 @@ impl Follower {
                 txid: copying.txid.0,
                 cursor: copying.cursor.0,
                 consistent: false,
+                flush_us,
             },
             Vec::new(),
         ));
@@ -171,7 +174,9 @@ impl Follower {
         if self.copying()?.log != log {
             self.begin_log(&log, journal_superblock)?;
         }
+        let before = self.env.clock.monotonic();
         volume.flush()?;
+        let flush_us = self.since(before);
         self.became_complete(consistent_at, chain, None)?;
         self.phase = Phase::Idle;
         self.follow(out)?;
@@ -184,6 +189,7 @@ impl Follower {
                 txid: consistent_at.0,
                 cursor: volume.blocks_count(),
                 consistent: true,
+                flush_us,
             },
             Vec::new(),
         ));

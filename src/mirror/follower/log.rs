@@ -147,13 +147,15 @@ impl Follower {
         let volume = self.volume()?;
         let mut facts = self.facts.lock().clone();
         let mut kept = None;
-        if let Some(tail) = &facts.tail {
+        // Since the log was begun nothing was appended: it does not even say where it ends.
+        let untouched = |first: Txid| recovery.is_none() && first > facts.applied;
+        if let Some(tail) = facts.tail.filter(|tail| !untouched(tail.txid)) {
             // What was acknowledged after the facts were saved last: in the log, home or not.
             let end = match facts.head {
                 Some(head) => ResumeEnd::Clean(head),
                 None => ResumeEnd::Recovered,
             };
-            match journal.resume(&facts.segments, tail, end) {
+            match journal.resume(&facts.segments, &tail, end) {
                 Ok(infos) => {
                     kept = Some(Txid(tail.txid.0.saturating_sub(1)));
                     if let Some(info) = infos.last().filter(|info| info.txid > facts.applied) {

@@ -142,13 +142,16 @@ impl Follower {
         let Phase::Staged(staged) = &mut self.phase else {
             return Ok(());
         };
+        let before = self.env.clock.monotonic();
         let flushed = staged.staging.flush();
+        let took = self.env.clock.monotonic().saturating_sub(before);
         staged.copying.unflushed = 0;
         let ack = Message::Ack {
             seq: staged.copying.seq,
             txid: staged.copying.txid.0,
             cursor: staged.copying.cursor.0,
             consistent: false,
+            flush_us: took.as_micros() as u64,
         };
         flushed.map_err(|error| self.staging_failed(&error.to_string()))?;
         out.push(Output::Send(ack, Vec::new()));
@@ -216,7 +219,9 @@ impl Follower {
         let Some(seq) = self.switching.take() else {
             return Ok(());
         };
+        let before = self.env.clock.monotonic();
         self.follow(out)?;
+        let flush_us = self.since(before);
         if let Phase::Following(following) = &mut self.phase {
             following.seq = seq;
         }
@@ -226,6 +231,7 @@ impl Follower {
                 txid: self.applied().0,
                 cursor: self.volume()?.blocks_count(),
                 consistent: true,
+                flush_us,
             },
             Vec::new(),
         ));

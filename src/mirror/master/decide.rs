@@ -9,6 +9,7 @@ use states::{Cause, Decided, Event, MinorCause};
 use super::{Action, Mirror, STEP_TIMEOUT};
 use crate::mirror::MirrorError;
 use crate::mirror::committed::chain_at;
+use crate::mirror::policy::Resync;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::stream::Phase;
 use crate::units::{BlockNo, Txid};
@@ -331,6 +332,9 @@ impl Mirror {
         let Some(their) = &self.their else {
             return Ok(Mode::OutOfSync);
         };
+        if self.policy().resync == Resync::Direct {
+            return Ok(Mode::OutOfSync);
+        }
         let mut state = self.slot.state.lock();
         let left = state.left() * u64::from(self.shared.volume.block_size());
         let bytes = match compare {

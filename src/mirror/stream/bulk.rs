@@ -209,6 +209,7 @@ impl Stream {
         let committed = self.journal.last_committed();
         if self.questions.full()
             || committed != self.sent
+            || self.confirmed < self.sent
             || self.questions.rate.ready(now).is_err()
         {
             return Ok(None);

@@ -1,0 +1,306 @@
+//! Sync mode: what a mirror holds of transactions that are only being committed on its master, when power fails at any
+//! moment, on either side.
+
+use std::sync::Arc;
+
+use lockstepfs::fs::{Commit, Fs, New};
+use lockstepfs::mirror::policy::{SyncMode, Wishes};
+use lockstepfs::units::{Ino, Txid};
+use states::State;
+
+use crate::world::World;
+
+const ROOT: Ino = Ino(2);
+/// Rounds of frames after which a transaction is on the mirror, confirmed and shown; the cuts are between them.
+const ROUNDS: u32 = 16;
+
+fn create(fs: &Fs, name: &str, len: usize) -> Ino {
+    let new = New {
+        mode: 0o100644,
+        ..New::default()
+    };
+    let attr = fs.create(ROOT, name.as_bytes(), &new).unwrap();
+    fs.write(attr.ino, 0, &vec![7; len]).unwrap();
+    attr.ino
+}
+
+fn sync_world(seed: u64, strict: bool) -> World {
+    let mut world = World::new(seed, 8 << 20);
+    create(world.fs(), "first", 300_000);
+    world.create_mirror();
+    world.settle();
+    set_sync(&mut world, strict);
+    world
+}
+
+fn set_sync(world: &mut World, strict: bool) {
+    world.mirror.as_mut().unwrap().set_wishes(Wishes {
+        mode: Some(SyncMode::Sync),
+        strict: Some(strict),
+        ..Wishes::default()
+    });
+    listen(world);
+}
+
+fn listen(world: &World) {
+    let journal = &world.master.as_ref().unwrap().shared.journal;
+    journal.on_prepared(Some(Box::new(|| {})));
+}
+
+fn step(world: &mut World) {
+    world.step();
+    let Some(follower) = &world.follower else {
+        return;
+    };
+    if let Some(master) = &world.master {
+        let committed = master.shared.journal.last_committed();
+        assert!(
+            follower.applied() <= committed,
+            "transaction {} is shown and {committed} is the last that is committed",
+            follower.applied()
+        );
+    }
+    assert!(follower.applied() <= follower.durable());
+}
+
+fn shows(world: &World, name: &str) -> bool {
+    let fs = world.follower.as_ref().unwrap().fs().expect("it is open");
+    fs.lookup(ROOT, name.as_bytes()).is_ok()
+}
+
+#[test]
+fn both_sides_are_made_durable_at_once_and_nothing_is_shown_before_the_commit() {
+    let mut world = sync_world(1, false);
+    let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+    let gate = Arc::clone(&world.master.as_ref().unwrap().shared.gate);
+    for n in 0..8 {
+        let name = format!("f{n}");
+        // By value and by reference, with blocks that the one before freed.
+        create(&fs, &name, if n % 2 == 0 { 3000 } else { 200_000 });
+        if n > 2 {
+            fs.unlink(ROOT, format!("f{}", n - 2).as_bytes()).unwrap();
+        }
+        let commit = fs.begin_commit().unwrap().unwrap();
+        let txid = commit.txid();
+        world.committing = true;
+        for _ in 0..ROUNDS {
+            step(&mut world);
+        }
+        let follower = world.follower.as_ref().unwrap();
+        assert_eq!(follower.durable(), txid, "sent while it is being committed");
+        assert!(follower.applied() < txid && !shows(&world, &name));
+        commit.finish().unwrap();
+        world.committing = false;
+        assert!(
+            gate.is_open(txid),
+            "acknowledged there before the commit was done here"
+        );
+        for _ in 0..ROUNDS {
+            step(&mut world);
+        }
+        assert_eq!(world.follower.as_ref().unwrap().applied(), txid);
+        assert!(shows(&world, &name));
+    }
+    world.settle();
+    world.assert_equal();
+    let early = world.mirror.as_ref().unwrap().status(world.now());
+    assert!(early.counters.sent_early >= 8, "{:?}", early.counters);
+}
+
+/// What loses power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Master,
+    Mirror,
+    Both,
+    Link,
+}
+
+/// One transaction, cut `at` rounds after its blocks were written, before or after its commit.
+fn cut(seed: u64, victim: Victim, at: u32, finished: bool) {
+    let mut world = sync_world(1000 + seed, false);
+    let bulk = world
+        .mirror
+        .as_ref()
+        .unwrap()
+        .status(world.now())
+        .bytes_bulk;
+    let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+    let gate = Arc::clone(&world.master.as_ref().unwrap().shared.gate);
+    create(&fs, "before", 50_000);
+    fs.sync().unwrap();
+    create(&fs, "cut", if seed % 2 == 0 { 3000 } else { 150_000 });
+    let commit: Option<Commit<'_>> = fs.begin_commit().unwrap();
+    let commit = commit.unwrap();
+    let txid = commit.txid();
+    world.committing = true;
+    let mut acknowledged = false;
+    let mut commit = Some(commit);
+    if finished {
+        commit.take().unwrap().finish().unwrap();
+        world.committing = false;
+    }
+    for _ in 0..at {
+        step(&mut world);
+    }
+    acknowledged |= finished && gate.is_open(txid);
+    drop(commit);
+    let had = world.follower.as_ref().unwrap().durable() >= txid;
+    let shown = world.follower.as_ref().unwrap().applied();
+    let here =
+        format!("{victim:?} cut after {at} rounds, finished: {finished}, on the mirror: {had}");
+    // A commit that is only half done on a master that lives is one that power interrupts a moment later.
+    let master_dies = !finished || matches!(victim, Victim::Master | Victim::Both);
+    if matches!(victim, Victim::Mirror | Victim::Both) {
+        world.crash_mirror();
+    }
+    if victim == Victim::Link {
+        world.cut_link();
+    }
+    if matches!(victim, Victim::Mirror | Victim::Both) {
+        // It starts alone: what it shows is what it has shown before, and nothing that may yet be dropped.
+        world.start_mirror();
+        let follower = world.follower.as_ref().unwrap();
+        assert!(!follower.facts().tainted, "{here}");
+        assert!(
+            follower.applied() >= shown || !finished,
+            "{here}: it went back"
+        );
+        if !finished {
+            assert!(
+                follower.applied() < txid,
+                "{here}: it shows what was not committed"
+            );
+            assert!(!shows(&world, "cut"), "{here}");
+        }
+        assert!(
+            !had || follower.durable() >= txid,
+            "{here}: it lost what it acknowledged"
+        );
+    }
+    if acknowledged {
+        let follower = world.follower.as_ref().unwrap();
+        assert!(
+            follower.durable() >= txid,
+            "{here}: acknowledged, and not on the mirror"
+        );
+    }
+    drop(fs);
+    if master_dies {
+        world.crash_master();
+        world.start_master();
+        listen(&world);
+    }
+    let survived = world.fs().lookup(ROOT, b"cut").is_ok();
+    assert!(survived || !finished, "{here}: a commit was lost");
+    world.cut = false;
+    world.settle();
+    world.assert_equal();
+    assert_eq!(shows(&world, "cut"), survived, "{here}");
+    assert!(shows(&world, "before"));
+    let status = world.mirror.as_ref().unwrap().status(world.now());
+    let expected = if master_dies { 0 } else { bulk };
+    assert_eq!(
+        status.bytes_bulk, expected,
+        "{here}: it is dropped or replayed, not copied: {:#?}",
+        world.trace
+    );
+    // And life goes on from there.
+    create(world.fs(), "after", 100_000);
+    world.settle();
+    world.assert_equal();
+    assert!(shows(&world, "after"));
+    world.check_parts(true);
+}
+
+#[test]
+fn power_may_fail_at_any_moment_of_a_commit() {
+    let mut seed = 0;
+    for victim in [Victim::Master, Victim::Mirror, Victim::Both, Victim::Link] {
+        for finished in [false, true] {
+            for at in 0..ROUNDS {
+                // Several survivors of the same cut.
+                for _ in 0..2 {
+                    seed += 1;
+                    cut(seed, victim, at, finished);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn writers_wait_for_a_strict_mirror_until_it_is_back_or_let_go() {
+    let mut world = sync_world(3, true);
+    let gate = Arc::clone(&world.master.as_ref().unwrap().shared.gate);
+    let degraded = |world: &World| {
+        let status = world.mirror.as_ref().unwrap().status(world.now());
+        (status.degraded, status.reason)
+    };
+    assert!(!degraded(&world).0);
+    let write = |world: &World, name: &str| -> Txid {
+        create(world.fs(), name, 5000);
+        world.fs().sync().unwrap();
+        world
+            .master
+            .as_ref()
+            .unwrap()
+            .shared
+            .journal
+            .last_committed()
+    };
+    world.cut_link();
+    let txid = write(&world, "waits");
+    assert!(!gate.is_open(txid));
+    let (shown, reason) = degraded(&world);
+    assert!(shown && reason.contains("writers wait"), "{reason}");
+    world.cut = false;
+    world.settle();
+    assert!(gate.is_open(txid), "it is back");
+    world.cut_link();
+    let txid = write(&world, "let go");
+    assert!(!gate.is_open(txid));
+    set_sync(&mut world, false);
+    assert!(gate.is_open(txid), "--strict no");
+    assert!(degraded(&world).1.contains("without this sync mirror"));
+    set_sync(&mut world, true);
+    assert!(!gate.is_open(txid));
+    world.request(lockstepfs::mirror::master::Request::Pause);
+    assert_eq!(world.state(), State::Idle);
+    assert!(gate.is_open(txid), "mirror pause");
+}
+
+#[test]
+fn a_mirror_that_says_nothing_is_lost_after_its_timeout() {
+    let mut world = sync_world(4, false);
+    let gate = Arc::clone(&world.master.as_ref().unwrap().shared.gate);
+    create(world.fs(), "f", 5000);
+    world.fs().sync().unwrap();
+    let txid = world
+        .master
+        .as_ref()
+        .unwrap()
+        .shared
+        .journal
+        .last_committed();
+    assert!(!gate.is_open(txid));
+    // The link stands, and nothing comes over it.
+    let before = world.now();
+    world.mute = true;
+    while world.state() == State::InSync {
+        assert!(!gate.is_open(txid));
+        step(&mut world);
+        assert!(world.now() < before + std::time::Duration::from_secs(8));
+    }
+    assert!(world.now() >= before + std::time::Duration::from_secs(6));
+    assert!(gate.is_open(txid), "the local write completes");
+    let status = world.mirror.as_ref().unwrap().status(world.now());
+    assert!(
+        status.degraded && status.reason.contains("nothing was acknowledged"),
+        "{}",
+        status.reason
+    );
+    world.mute = false;
+    world.settle();
+    world.assert_equal();
+}
