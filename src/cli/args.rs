@@ -75,6 +75,12 @@ pub enum Command {
     /// All allocated blocks outside the journal are compared by checksum. Exits with 0 when they are equal and with 6
     /// when they differ; what differs is named: files and bytes of them.
     Verify(VerifyArgs),
+    /// Hand a volume over to one of its mirrors, which becomes the master.
+    ///
+    /// Given on the master, whose mirror on PEER has to be in INSYNC. Nothing is copied again and nothing acknowledged is
+    /// lost; each step is shown with its duration, and the pause of writes at the end. If a step fails, this node is the
+    /// master as before.
+    Switchover(SwitchoverArgs),
     /// Make this node, a mirror, the master of a volume.
     ///
     /// For a master that is gone; while it is there, use switchover. Everything that the mirror has acknowledged is kept;
@@ -87,6 +93,9 @@ pub enum Command {
     /// decide: two nodes have been master, each with changes that the other lacks. What only this node has is kept aside
     /// first, as far as it is known; see lost.
     Rejoin(RejoinArgs),
+    /// Look at what this node had to give up when another one became the master, and take files out of it.
+    #[command(subcommand)]
+    Lost(LostCommand),
     /// Show everything on this machine: two nodes, a volume, its mirror, failures and their recovery.
     ///
     /// Works in a temporary directory, as root or as an ordinary user. Where nothing can be mounted (no /dev/fuse, say) it
@@ -534,6 +543,17 @@ pub struct VerifyArgs {
     pub rate: Option<u64>,
 }
 
+/// `lockstep switchover`
+#[derive(Debug, Args)]
+pub struct SwitchoverArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The peer that is to be the master.
+    #[arg(value_name = "PEER")]
+    pub peer: String,
+}
+
 /// `lockstep promote`
 #[derive(Debug, Args)]
 pub struct PromoteArgs {
@@ -558,6 +578,58 @@ pub struct RejoinArgs {
     /// Give up what only this node has, whatever it is. This node's own name, so that nobody gives up the wrong copy.
     #[arg(long, value_name = "THISNODE")]
     pub discard: Option<String>,
+}
+
+/// `lockstep lost`
+#[derive(Debug, Subcommand)]
+pub enum LostCommand {
+    /// List what was kept aside.
+    List(LostListArgs),
+    /// Show which files, and which of their bytes, were kept aside.
+    Show(LostShowArgs),
+    /// Write the files of which contents were kept aside below a directory.
+    ///
+    /// Only what was changed is there; the rest of each file is a hole.
+    Extract(LostExtractArgs),
+}
+
+/// `lockstep lost list`
+#[derive(Debug, Args)]
+pub struct LostListArgs {
+    /// Only of this volume.
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lockstep lost show`
+#[derive(Debug, Args)]
+pub struct LostShowArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// As list names it.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lockstep lost extract`
+#[derive(Debug, Args)]
+pub struct LostExtractArgs {
+    /// Name of the volume.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// As list names it.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Where the files go; a file that is there already is not written over.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
 }
 
 /// `lockstep demo`

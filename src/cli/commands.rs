@@ -1,8 +1,8 @@
 //! What each command does: one request to the daemon, and its answer for people or for programs.
 
 use super::args::{
-    Cli, Command, ListArgs, MirrorCommand, MountArgs, NodeCommand, NodeInitArgs, PeerCommand,
-    VolumeCommand, VolumeCreateArgs,
+    Cli, Command, ListArgs, LostCommand, MirrorCommand, MountArgs, NodeCommand, NodeInitArgs,
+    PeerCommand, VolumeCommand, VolumeCreateArgs,
 };
 use super::client::{ask, ask_if_running, call, command, get};
 use super::exit::Exit;
@@ -39,6 +39,12 @@ pub fn run(cli: Cli) -> Result<Exit, Failed> {
         Command::Events(args) => watch::events(&state, &args),
         Command::Wait(args) => watch::wait(&state, &args),
         Command::Verify(args) => watch::verify(&state, &args),
+        Command::Switchover(args) => {
+            let (name, peer) = (args.name, args.peer);
+            tell(&state, &Request::Switchover { name, peer })?;
+            Ok(Exit::Ok)
+        }
+        Command::Lost(command) => lost(&state, command),
         Command::Promote(args) => {
             let (name, force) = (args.name, args.force);
             tell(&state, &Request::Promote { name, force })?;
@@ -322,6 +328,56 @@ fn mount(state: &StateDir, args: &MountArgs) -> Result<Exit, Failed> {
         read_only: args.read_only,
     };
     tell(state, &request)?;
+    Ok(Exit::Ok)
+}
+
+fn lost(state: &StateDir, command: LostCommand) -> Result<Exit, Failed> {
+    match command {
+        LostCommand::List(args) => {
+            let kept = call(state, &Request::LostList { name: args.name })?;
+            if args.json {
+                say(json!({"version": VERSION, "lost": kept}))?;
+                return Ok(Exit::Ok);
+            }
+            let heads = ["VOLUME", "ID", "FOR", "FIRST", "LAST", "BYTES", "FILES"];
+            let mut table = Table::new(&heads);
+            for entry in kept.as_array().into_iter().flatten() {
+                let keys = ["volume", "id", "master", "first", "last", "bytes", "files"];
+                let cell = |key: &&str| match &entry[*key] {
+                    Value::String(text) => text.clone(),
+                    other => other.to_string(),
+                };
+                table.row(keys.iter().map(cell).collect());
+            }
+            say(table.text())?;
+        }
+        LostCommand::Show(args) => {
+            let (name, id) = (args.name, args.id);
+            let shown = call(state, &Request::LostShow { name, id })?;
+            if args.json {
+                say(shown)?;
+                return Ok(Exit::Ok);
+            }
+            let mut table = Table::new(&["BLOCK", "BLOCKS", "WHAT"]);
+            for run in shown["runs"].as_array().into_iter().flatten() {
+                let what = run["what"].as_str().unwrap_or_default().to_owned();
+                table.row(vec![
+                    run["block"].to_string(),
+                    run["blocks"].to_string(),
+                    what,
+                ]);
+            }
+            say(table.text())?;
+        }
+        LostCommand::Extract(args) => {
+            let request = Request::LostExtract {
+                name: args.name,
+                id: args.id,
+                dir: absolute(&args.dir)?,
+            };
+            tell(state, &request)?;
+        }
+    }
     Ok(Exit::Ok)
 }
 

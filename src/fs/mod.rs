@@ -35,6 +35,7 @@ mod dirfile;
 mod epoch;
 mod fallocate;
 mod file;
+mod hold;
 mod inode;
 mod inodes;
 mod meta;
@@ -67,6 +68,7 @@ pub use close::CloseReport;
 pub use commit::{Commit, Step};
 pub use error::FsError;
 pub use mmp::{Claim, claim_volume};
+pub use hold::Writes;
 pub use open::{
     FsOptions, FsRole, How, Opened, block_size_of, journal_map, open_volume, read_superblock,
     set_recover,
@@ -112,6 +114,8 @@ pub struct Fs {
     on_commit: RwLock<Vec<CommitHook>>,
     low_space: RwLock<Option<SpaceHook>>,
     durability: RwLock<Option<Arc<dyn Durability>>>,
+    /// Whether operations are let through.
+    gate: hold::Gate,
 }
 
 type CommitHook = Box<dyn Fn(Txid) + Send + Sync>;

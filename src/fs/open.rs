@@ -19,6 +19,7 @@ use crate::fs::blocks::Blocks;
 use crate::fs::burials::Burials;
 use crate::fs::cache::Cache;
 use crate::fs::extent::{self, Mapping};
+use crate::fs::hold::Gate;
 use crate::fs::inode::{blocks_of, owner};
 use crate::fs::inodes::Inodes;
 use crate::fs::meta::{Meta, superblock_place};
@@ -386,6 +387,7 @@ impl Fs {
             burials: Burials::default(),
             durability: RwLock::new(None),
             mmp: Mutex::new(None),
+            gate: Gate::default(),
             volume,
             journal,
         };

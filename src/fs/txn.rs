@@ -18,7 +18,7 @@ use crate::fs::blocks::{Blocks, BlocksMut};
 use crate::fs::meta::Meta;
 use crate::fs::orphan::Orphans;
 use crate::fs::running::{Collected, subtract};
-use crate::fs::{Caller, Fs, FsError, FsRole};
+use crate::fs::{Caller, Fs, FsError, FsRole, Writes};
 use crate::journal::{Image, Reference};
 use crate::units::{BlockNo, BlockRange, Ino, Txid};
 
@@ -122,6 +122,15 @@ impl Fs {
                 return Err(FsError::Closed);
             }
             self.check_writable()?;
+            match self.writes() {
+                Writes::Open => {}
+                Writes::Refused => return Err(FsError::ReadOnly),
+                Writes::Held => {
+                    drop(meta);
+                    self.wait_for_writes();
+                    continue;
+                }
+            }
             let used = meta.running.log_blocks(self.block_size);
             if meta.running.is_empty() || used + credits <= self.max_transaction_blocks {
                 let now = self.clock.now();

@@ -7,6 +7,8 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::check::Reader;
+use crate::fs::owners::{Owned, Owner, owners};
 use crate::units::{BlockRange, Generation, Txid};
 
 /// What was kept aside at one time.
@@ -36,20 +38,56 @@ pub struct LostIndex {
     pub xxh3: u64,
     /// What the blocks belonged to, as far as it could be found out.
     #[serde(default)]
-    pub files: Vec<LostFile>,
+    pub runs: Vec<LostRun>,
 }
 
-/// A file, or something else, of which blocks were kept.
+/// A run of blocks that were kept, and whose they were.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LostFile {
-    /// Its path; for what is no file, what it is in brackets.
-    pub path: String,
-    /// Its inode, 0 for what is no file.
-    pub ino: u32,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Runs: byte offset in the file, block of the volume, number of blocks.
-    pub runs: Vec<(u64, u64, u64)>,
+pub struct LostRun {
+    /// Whose, for people.
+    pub what: String,
+    /// Of a file's contents: a path from the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Of a file's contents: the byte with which the run begins, and the one behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<(u64, u64)>,
+    /// First block of the volume.
+    pub block: u64,
+    /// Number of blocks.
+    pub blocks: u64,
+}
+
+/// Runs that are told apart; what comes behind them is kept, too, without a name.
+const MAX_RUNS: usize = 1 << 16;
+
+/// Whose the blocks of `ranges` are, in the volume that `reader` shows.
+pub fn whose(reader: &dyn Reader, ranges: &[BlockRange]) -> Vec<LostRun> {
+    let found = match owners(reader, ranges, MAX_RUNS) {
+        Ok(found) => found.owned,
+        Err(error) => {
+            tracing::warn!(%error, "whose the blocks are can not be found out");
+            return Vec::new();
+        }
+    };
+    let run = |owned: &Owned| {
+        let (path, bytes) = match &owned.owner {
+            Owner::File { path, bytes, .. } => (
+                path.as_ref()
+                    .map(|p| String::from_utf8_lossy(p).into_owned()),
+                Some((bytes.start, bytes.end)),
+            ),
+            _ => (None, None),
+        };
+        LostRun {
+            what: owned.owner.to_string(),
+            path,
+            bytes,
+            block: owned.blocks.start.0,
+            blocks: owned.blocks.len,
+        }
+    };
+    found.iter().map(run).collect()
 }
 
 impl LostIndex {

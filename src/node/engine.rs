@@ -8,7 +8,7 @@ use super::history::NewEvent;
 use super::master::{Master, ReadOnly, can_write};
 use super::refusal::Refusal;
 use super::registry::{Host, Node};
-use super::roles;
+use super::roles::{self, Opening};
 use super::volumes::chain;
 use crate::ext4::features::Access;
 use crate::mirror::roles::Answer;
@@ -104,7 +104,18 @@ impl Engine {
 }
 
 /// Opens the parts of a volume of the catalogue.
-pub fn open_volume_of(entry: &catalogue::Volume) -> Result<Arc<Volume>, Refusal> {
+pub fn open_volume_of(host: &Host, entry: &catalogue::Volume) -> Result<Arc<Volume>, Refusal> {
+    let still_open = host.parts.lock().upgrade();
+    if let Some(volume) = still_open
+        && volume.block_size() == entry.block_size
+        && volume
+            .parts()
+            .iter()
+            .map(|p| p.len())
+            .eq(entry.parts.iter().map(|p| p.bytes))
+    {
+        return Ok(volume);
+    }
     let specs: Vec<PartSpec> = entry
         .parts
         .iter()
@@ -115,9 +126,9 @@ pub fn open_volume_of(entry: &catalogue::Volume) -> Result<Arc<Volume>, Refusal>
         .collect();
     let disks = open_parts(&specs, entry.block_size, Expect::Present, None)?;
     let volume = Volume::new(disks, entry.block_size);
-    Ok(Arc::new(
-        volume.map_err(|e| Refusal::io("parts", chain(&e)))?,
-    ))
+    let volume = Arc::new(volume.map_err(|e| Refusal::io("parts", chain(&e)))?);
+    *host.parts.lock() = Arc::downgrade(&volume);
+    Ok(volume)
 }
 
 fn try_open(
@@ -132,13 +143,18 @@ fn try_open(
         entry.ok_or_else(|| Refusal::no_volume(name))
     };
     let mut now = entry(&node.catalogue.get())?;
-    if roles::before_opening(node, host, &now, answers)?.is_some() {
+    let opening = roles::before_opening(node, host, &now, answers)?;
+    if opening == Opening::Changed {
         now = entry(&node.catalogue.get())?;
     }
-    let volume = open_volume_of(&now)?;
+    let volume = open_volume_of(host, &now)?;
     match &now.role {
         Role::Mirror { master } => {
             Follow::start(node, host, master, Some(volume)).map(Engine::Mirror)
+        }
+        Role::Master if let Opening::Undecided(why) = opening => {
+            roles::ask_again(node, host);
+            ReadOnly::open(node, host, volume, &[why]).map(Engine::ReadOnly)
         }
         Role::Master => match can_write(&volume)? {
             Access::ReadOnly(why) => {

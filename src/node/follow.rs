@@ -20,6 +20,7 @@ use super::timer::Timer;
 use super::volumes::chain;
 use crate::mirror::MirrorError;
 use crate::mirror::follower::{Env, Follower, Output, failure};
+use crate::units::Txid;
 use crate::volume::Volume;
 use crate::volume::facts::{FactFile, FactStore, FactsError};
 use crate::wire::message::{MasterStatus, Message};
@@ -58,6 +59,10 @@ pub struct Standing {
     pub linked: bool,
     /// What the master said last of the bytes that it lacks.
     pub bytes_to_go: u64,
+    /// It is a state that the master had.
+    pub consistent: bool,
+    /// The last transaction that it shows.
+    pub applied: Txid,
 }
 
 /// A thread at work on a frame answers when it is done with it.
@@ -204,6 +209,8 @@ impl Task {
                         let _ = reply.send(Standing {
                             linked: self.call.is_some(),
                             bytes_to_go: self.shown.bytes_to_go,
+                            consistent: self.follower.is_consistent(),
+                            applied: self.follower.applied(),
                         });
                     }
                     Some(Input::Stop(reply)) => {

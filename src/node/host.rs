@@ -7,7 +7,9 @@
 use super::mounts::Mounts;
 use super::protocol::{MirrorStatus, VolumeStatus};
 use super::refusal::{Code, Refusal};
+use crate::volume::Volume;
 use parking_lot::{Mutex, MutexGuard};
+use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 /// How long an operator's request waits for another one on the same volume.
@@ -19,6 +21,9 @@ pub struct VolumeHost<E> {
     name: String,
     /// Its mount.
     pub mounts: Mounts,
+    /// The open parts. A mount that is detached and still in use holds them open when the volume is closed: whoever opens
+    /// it again takes these. Taken alone, for moments.
+    pub parts: Mutex<Weak<Volume>>,
     /// The operator lock: held for as long as an operation takes, across I/O. Taken before any other lock of the node.
     engine: Mutex<E>,
     /// Who holds it, since when. Taken alone, for moments.
@@ -60,6 +65,7 @@ impl<E> VolumeHost<E> {
         VolumeHost {
             name: view.name.clone(),
             mounts,
+            parts: Mutex::default(),
             engine: Mutex::new(engine),
             doing: Mutex::new(None),
             view: Mutex::new(view),

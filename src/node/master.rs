@@ -14,10 +14,11 @@ use super::volumes::chain;
 use crate::ext4::features::{self, Access};
 use crate::fs::{Durability, Fs, FsOptions, FsRole, How, open_volume, read_superblock};
 use crate::mirror::MirrorError;
-use crate::mirror::master::Mirror;
+use crate::mirror::master::{MasterVolume, Mirror};
 use crate::mirror::open::{MasterOptions, OpenMaster, open_master};
 use crate::mirror::policy::Wishes;
 use crate::mirror::rate::Rate;
+use crate::mirror::slot::Slot;
 use crate::units::Txid;
 use crate::volume::Volume;
 use crate::volume::facts::{FactFile, FactStore, Facts};
@@ -196,6 +197,43 @@ impl Master {
     /// The last transaction before this opening.
     pub fn fork(&self) -> Txid {
         self.open.shared.fork
+    }
+
+    /// What the volume's mirrors share.
+    pub fn shared(&self) -> MasterVolume {
+        self.open.shared.clone()
+    }
+
+    /// The mirrors' places at the log.
+    pub fn slots(&self) -> Vec<Arc<Slot>> {
+        self.open.slots.all()
+    }
+
+    /// Ends the session with a mirror; its place at the log stays.
+    pub fn stop_driver(&mut self, peer: &str) {
+        if let Some(driver) = self.drivers.remove(peer) {
+            driver.stop();
+        }
+    }
+
+    /// Begins a session again with a mirror that has its place.
+    pub fn drive_again(
+        &mut self,
+        node: &Arc<Node>,
+        host: &Arc<Host>,
+        peer: &str,
+    ) -> Result<(), Refusal> {
+        let slot = self.slots().into_iter().find(|slot| slot.peer == peer);
+        let slot = slot.ok_or_else(|| Refusal::no_mirror(host.name(), peer))?;
+        let record = {
+            let facts = self.open.shared.facts.lock();
+            let known = facts.peers.get(peer);
+            known.map(|k| k.record.clone()).unwrap_or_default()
+        };
+        let rate = Rate::new(record.rate);
+        let shared = self.open.shared.clone();
+        let mirror = Mirror::new(shared, peer.to_owned(), slot, record, rate);
+        self.drive(node, host, mirror)
     }
 
     /// The last transaction committed.

@@ -269,19 +269,29 @@ pub async fn incoming(node: Arc<Node>, mut link: Link) {
             volume,
             volume_id,
             standing,
+            revoke,
             ..
         } => {
             let (volume, id, standing) = (volume.clone(), *volume_id, *standing);
-            let asked = peer.clone();
+            let (asked, revoke) = (peer.clone(), *revoke);
             let answered = tokio::task::spawn_blocking(move || {
-                roles::answer(&node, &asked, &volume, id, standing)
+                if let (Some(token), Ok(host)) = (revoke, node.host(&volume))
+                    && !roles::revoke(&node, &host, token)
+                {
+                    // It may be under way at this moment: silence means to ask again.
+                    return None;
+                }
+                Some(roles::answer(&node, &asked, &volume, id, standing))
             });
-            if let Ok(answer) = answered.await {
+            if let Ok(Some(answer)) = answered.await {
                 let _ = link.sender.send(roles::frame(answer)).await;
             }
             // The asker hangs up when it has heard.
             let _ = timeout(HELLO_WITHIN, link.receiver.recv()).await;
             return;
+        }
+        Message::Prepare { .. } => {
+            return roles::taking_over(node, link, hello.header, place).await;
         }
         _ => return tracing::warn!(peer, "a link did not begin with a greeting"),
     };

@@ -129,6 +129,22 @@ pub enum Request {
         name: String,
         force: bool,
     },
+    LostList {
+        name: Option<String>,
+    },
+    LostShow {
+        name: String,
+        id: String,
+    },
+    LostExtract {
+        name: String,
+        id: String,
+        dir: PathBuf,
+    },
+    Switchover {
+        name: String,
+        peer: String,
+    },
     Rejoin {
         name: String,
         master: String,
@@ -166,6 +182,8 @@ impl Request {
             | Request::VolumeCheck { .. }
             | Request::Promote { .. }
             | Request::Rejoin { .. }
+            | Request::Switchover { .. }
+            | Request::LostExtract { .. }
             | Request::Verify { .. } => Some(Duration::from_secs(86_400)),
             _ => Some(Duration::from_secs(60)),
         }

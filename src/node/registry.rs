@@ -18,8 +18,8 @@ use super::trunks::Trunks;
 use super::{mirrors, roles, tls, trunk, volumes};
 use crate::io::file::{SystemClock, SystemRandom};
 use crate::io::{Clock, Random};
-use parking_lot::RwLock;
-use std::collections::BTreeMap;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -58,6 +58,8 @@ pub struct Node {
     pub random: Arc<dyn Random>,
     /// Lock order: held for moments, to look up or change the list; never while a host is worked on.
     volumes: RwLock<BTreeMap<String, Arc<Host>>>,
+    /// Hand-overs to this node that were given up before they were carried out. Taken alone, for moments.
+    revoked: Mutex<BTreeSet<u64>>,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
 }
@@ -89,9 +91,20 @@ impl Node {
             clock: Arc::new(SystemClock::new()),
             random,
             volumes: RwLock::new(BTreeMap::new()),
+            revoked: Mutex::default(),
             changes: watch::Sender::new(0),
             stopping: AtomicBool::new(false),
         })
+    }
+
+    /// A hand-over is not to be carried out any more.
+    pub fn revoke(&self, token: u64) {
+        self.revoked.lock().insert(token);
+    }
+
+    /// Whether it was given up.
+    pub fn is_revoked(&self, token: u64) -> bool {
+        self.revoked.lock().contains(&token)
     }
 
     /// The volume of that name.

@@ -4,6 +4,7 @@
 //! volume's lock.
 
 use super::control::{Answer, Handler};
+use super::lost::LostFiles;
 use super::peers;
 use super::protocol::{Line, Request};
 use super::refusal::{Code, Refusal};
@@ -109,6 +110,16 @@ impl Node {
                 rate,
             } => verify::verify(self, &name, peer.as_deref(), repair, rate, answer)?,
             Request::Promote { name, force } => roles::promote(self, &name, force, answer)?,
+            Request::LostList { name } => {
+                return LostFiles::new(self.state.path()).list(name.as_deref());
+            }
+            Request::LostShow { name, id } => {
+                return LostFiles::new(self.state.path()).show(&name, &id);
+            }
+            Request::LostExtract { name, id, dir } => {
+                LostFiles::new(self.state.path()).extract(&name, &id, &dir)?
+            }
+            Request::Switchover { name, peer } => roles::switchover(self, &name, &peer, answer)?,
             Request::Rejoin {
                 name,
                 master,

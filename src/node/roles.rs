@@ -4,8 +4,10 @@
 //! the configuration; a peer that does not answer has no say.
 
 mod change;
+mod switchover;
 
 pub use change::{promote, rejoin};
+pub use switchover::{ask_again, revoke, switchover, taking_over};
 
 use super::catalogue::{self, Catalogue, Role};
 use super::engine::Engine;
@@ -267,27 +269,59 @@ pub fn reconcile(node: &Node, name: &str) -> Result<(), Refusal> {
     })
 }
 
+/// As what a volume is to be opened of which this node was the master.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// As the catalogue says.
+    AsListed,
+    /// As a mirror: the catalogue says so now.
+    Changed,
+    /// Only for reading: another node may be the master, and does not say.
+    Undecided(String),
+}
+
 /// What is to be done before the volume is opened as its master: nothing, or becoming a mirror, which is done here.
 pub fn before_opening(
     node: &Arc<Node>,
     host: &Host,
     entry: &catalogue::Volume,
     answers: Option<Vec<Answer>>,
-) -> Result<Option<String>, Refusal> {
+) -> Result<Opening, Refusal> {
     let name = host.name();
+    if let Some(mut facts) = facts_of(node, name)
+        && let Some(handing) = facts.handing_over.clone()
+    {
+        match switchover::settle(node, name, &facts, &handing) {
+            Ok(Some(theirs)) => {
+                change::step_back(node, name, entry, &handing.to, &theirs, false)?;
+                return Ok(Opening::Changed);
+            }
+            Ok(None) => {
+                facts.handing_over = None;
+                let file = FactFile::new(node.state.volume(name).join("facts"));
+                file.save(&facts).map_err(|e| Refusal::io("the facts", e))?;
+            }
+            Err(why) => {
+                let to = &handing.to;
+                return Ok(Opening::Undecided(format!(
+                    "{to} may be its master now, and does not say ({why}); it is asked again and again; if it is lost for good: lockstep promote {name} --force"
+                )));
+            }
+        }
+    }
     let Some(asked) = to_ask(node, name) else {
-        return Ok(None);
+        return Ok(Opening::AsListed);
     };
     let answers = answers.unwrap_or_else(|| {
         let mut all = ask(node, std::slice::from_ref(&asked));
         all.remove(name).unwrap_or_default()
     });
     let Some(facts) = facts_of(node, name) else {
-        return Ok(None);
+        return Ok(Opening::AsListed);
     };
     let ours = &node.config.name;
     match judge(&facts.generations, &answers) {
-        Verdict::Open => Ok(None),
+        Verdict::Open => Ok(Opening::AsListed),
         Verdict::Follow {
             master,
             theirs,
@@ -295,7 +329,20 @@ pub fn before_opening(
         } => {
             tracing::warn!(volume = name, master, %fork, "another node was made the master meanwhile");
             change::step_back(node, name, entry, &master, &theirs, false)?;
-            Ok(Some(master))
+            Ok(Opening::Changed)
+        }
+        Verdict::Missing { member }
+            if member.fingerprint == node.identity.fingerprint().to_string() =>
+        {
+            Err(Refusal::new(
+                Code::NotAllowed,
+                format!(
+                    "a mirror of {name} has a history that goes on from this one: the state directory of {ours} is an older copy of itself, from a backup or a clone"
+                ),
+                format!(
+                    "put the newer one back; or, to keep what the mirror has, there: lockstep promote {name} --force; to keep what is here: lockstep promote {name} --force"
+                ),
+            ))
         }
         Verdict::Missing { member } => {
             let member = facts::Member::from(&member);

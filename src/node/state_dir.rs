@@ -11,6 +11,7 @@
 //! lock                 held by the daemon
 //! control.sock         the daemon's socket, 0600
 //! volumes/NAME/        facts and dirty maps of one volume
+//! lost/NAME/           what this node had to give up of one volume
 //! ```
 
 use rustix::fs::{FlockOperation, flock};

@@ -166,7 +166,9 @@ impl PartStore for MirrorParts {
             Ok(())
         });
         entered.map_err(|e| (Cause::MirrorDiskFailing, e.message))?;
+        let open = Arc::new(open);
         if let Ok(host) = node.host(volume) {
+            *host.parts.lock() = Arc::downgrade(&open);
             node.publish(&host, |view| {
                 view.size = parts.iter().sum();
                 view.block_size = block_size;
@@ -177,7 +179,7 @@ impl PartStore for MirrorParts {
                 .with("parts", parts.len())
                 .with("bytes", parts.iter().sum::<u64>()),
         );
-        Ok(Arc::new(open))
+        Ok(open)
     }
 }
 

@@ -23,6 +23,7 @@ mod modes;
 mod mounts;
 mod oracles;
 mod recipe;
+mod reconnect;
 mod roles;
 mod severe;
 mod stopped;

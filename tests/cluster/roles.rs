@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cluster::{COPY_SECONDS, Cluster, VISIBLE_WITHIN, VOLUME};
+use crate::cluster::{COPY_SECONDS, Cluster, VISIBLE_WITHIN, VOLUME, free_address};
 use crate::copies::{assert_equal_blocks, copy_of, recovered_by_kernel};
 use crate::daemon::Node;
 use crate::sizes::choose;
@@ -270,4 +270,213 @@ fn nothing_acknowledged_is_forgotten_when_a_promoted_node_is_gone_again() {
     settle(&cluster.alpha, &cluster.beta, ".settled");
     assert!(cluster.beta.path("by-alpha").exists());
     end_with(cluster);
+}
+
+/// A third node beside a cluster on one host, each of the three the others' peer.
+struct Three {
+    cluster: Cluster,
+    gamma: Node,
+}
+
+impl Three {
+    fn new() -> Three {
+        let cluster = Cluster::local();
+        let mut gamma = Node::init(cluster.path("gamma"), "gamma", &free_address(), None);
+        gamma.start();
+        let add = |one: &Node, other: &Node| {
+            let fingerprint = other.ok(&["node", "fingerprint"]);
+            let (name, address) = (&other.name, &other.address);
+            one.ok(&[
+                "peer",
+                "add",
+                name,
+                address,
+                "--fingerprint",
+                fingerprint.trim(),
+            ]);
+        };
+        for node in [&cluster.alpha, &cluster.beta] {
+            add(node, &gamma);
+            add(&gamma, node);
+        }
+        Three { cluster, gamma }
+    }
+
+    /// A volume on alpha, with mirrors on the others, all mounted.
+    fn filled() -> Three {
+        let three = Three::new();
+        three.cluster.replicated(384, &["--buffer", "64M"]);
+        three
+            .cluster
+            .alpha
+            .ok(&["mirror", "create", VOLUME, "gamma"]);
+        insync(&three.cluster.alpha, &three.gamma);
+        let mnt = three.gamma.mnt();
+        three.gamma.ok(&["mount", VOLUME, mnt.to_str().unwrap()]);
+        std::fs::write(three.cluster.alpha.path("filler"), vec![7; FILLER]).unwrap();
+        three.cluster.settle();
+        three.gamma.wait_mounted(VOLUME, Duration::from_secs(20));
+        settle(&three.cluster.alpha, &three.gamma, ".filled");
+        // Whoever takes over has to know of the others.
+        let told = wait_until(Duration::from_secs(10), || {
+            [&three.cluster.beta, &three.gamma].iter().all(|node| {
+                let facts = node.state().join("volumes").join(VOLUME).join("facts");
+                let facts = std::fs::read_to_string(facts).unwrap();
+                facts.contains("\"beta\"") && facts.contains("\"gamma\"")
+            })
+        });
+        assert!(told, "the mirrors were not told of each other");
+        three
+    }
+}
+
+#[track_caller]
+fn bulk(master: &Node, mirror: &Node) -> u64 {
+    master.mirror(VOLUME, &mirror.name)["bytes_bulk"]
+        .as_u64()
+        .unwrap()
+}
+
+#[test]
+fn another_mirror_follows_the_promoted_one_without_a_copy() {
+    if !(need_fuse() && need_loop()) {
+        return;
+    }
+    let Three {
+        mut cluster,
+        mut gamma,
+    } = Three::filled();
+    let (alpha, beta) = (&mut cluster.alpha, &mut cluster.beta);
+    let writer = Writer::start(alpha.path("kept"), 1);
+    writer.wait_for(100, Duration::from_secs(60));
+    let kept = writer.stop();
+    settle(alpha, beta, ".both");
+    // One mirror is a little behind when the master dies.
+    alpha.ok(&["mirror", "pause", VOLUME, "gamma"]);
+    let writer = Writer::start(alpha.path("loose"), 2);
+    writer.wait_for(60, Duration::from_secs(60));
+    drop(writer.stop());
+    settle(alpha, beta, ".beta-has-it");
+    alpha.kill();
+    beta.ok(&["promote", VOLUME]);
+    beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    insync(beta, &gamma);
+    let copied = bulk(beta, &gamma);
+    assert!(
+        copied < FILLER as u64 / 2,
+        "{copied} bytes were copied again"
+    );
+    kept.assert_kept(&beta.path("kept"));
+    assert_eq!(gamma.volume(VOLUME)["mirrors"][0]["peer"], "beta");
+    gamma.wait_mounted(VOLUME, Duration::from_secs(20));
+    settle(beta, &gamma, ".after");
+    // The one that comes back hears of it from whoever answers; here the promoted one is down, too.
+    beta.kill();
+    alpha.start();
+    let follows = wait_until(Duration::from_secs(20), || {
+        alpha.volume(VOLUME)["role"] == "mirror"
+    });
+    assert!(follows, "{}", alpha.ok(&["status"]));
+    beta.start();
+    beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    insync(beta, alpha);
+    end_well(beta, &mut [alpha, &mut gamma]);
+}
+
+#[test]
+fn a_mirror_that_was_ahead_of_the_promoted_one_steps_back() {
+    if !(need_fuse() && need_loop()) {
+        return;
+    }
+    let Three {
+        mut cluster,
+        mut gamma,
+    } = Three::filled();
+    let (alpha, beta) = (&mut cluster.alpha, &mut cluster.beta);
+    alpha.ok(&["mirror", "pause", VOLUME, "beta"]);
+    let writer = Writer::start(alpha.path("ahead"), 2);
+    writer.wait_for(60, Duration::from_secs(60));
+    drop(writer.stop());
+    settle(alpha, &gamma, ".gamma-has-it");
+    alpha.kill();
+    beta.ok(&["promote", VOLUME]);
+    beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    std::fs::write(beta.path("by-beta"), b"beta").unwrap();
+    insync(beta, &gamma);
+    let copied = bulk(beta, &gamma);
+    assert!(
+        copied < FILLER as u64 / 2,
+        "{copied} bytes were copied again"
+    );
+    let lost = gamma.state().join("lost").join(VOLUME);
+    let listed = gamma.ok(&["lost", "list", VOLUME, "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let entry = &listed["lost"][0];
+    assert!(
+        entry["files"].as_u64().unwrap() > 10,
+        "{} in {}",
+        entry,
+        lost.display()
+    );
+    let id = entry["id"].as_str().unwrap();
+    let shown = gamma.ok(&["lost", "show", VOLUME, id]);
+    assert!(shown.contains("file /ahead/slots, bytes "), "{shown}");
+    let to = gamma.dir.join("extracted");
+    gamma.ok(&["lost", "extract", VOLUME, id, to.to_str().unwrap()]);
+    assert_eq!(
+        std::fs::read(to.join(".gamma-has-it")).unwrap()[..13],
+        *b".gamma-has-it"
+    );
+    assert!(!beta.path(".gamma-has-it").exists());
+    alpha.start();
+    insync(beta, alpha);
+    end_well(beta, &mut [alpha, &mut gamma]);
+}
+
+#[test]
+fn a_switchover_under_load_loses_and_copies_nothing() {
+    if !(need_fuse() && need_loop()) {
+        return;
+    }
+    let Three {
+        mut cluster,
+        mut gamma,
+    } = Three::filled();
+    let mut acknowledged = Acknowledged::default();
+    for round in 0..rounds() {
+        let (master, mirror) = (&cluster.alpha, &cluster.beta);
+        insync(master, mirror);
+        insync(master, &gamma);
+        let dir = master.path("writer");
+        let writer = Writer::go_on(dir, round, std::mem::take(&mut acknowledged));
+        writer.wait_for(40 + 17 * round % 50, Duration::from_secs(60));
+        let before = bulk(master, &gamma);
+        let said = master.ok(&["switchover", VOLUME, &mirror.name]);
+        assert!(said.contains("writes paused for"), "{said}");
+        // The writer met EROFS, or its mount went.
+        acknowledged = writer.killed();
+        assert_role(mirror, "master");
+        mirror.wait_mounted(VOLUME, Duration::from_secs(20));
+        insync(mirror, master);
+        insync(mirror, &gamma);
+        assert_eq!(bulk(mirror, master), 0, "round {round}: nothing to copy");
+        let copied = bulk(mirror, &gamma);
+        assert!(
+            copied < 4 << 20,
+            "round {round}: {copied} bytes were copied, {before} before"
+        );
+        acknowledged.assert_kept(&mirror.path("writer"));
+        std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+    }
+    let [master, mirror] = cluster.nodes();
+    settle(master, mirror, ".last");
+    acknowledged.assert_kept(&mirror.path("writer"));
+    // A mirror that is not in sync is no heir.
+    gamma.kill();
+    master.wait(VOLUME, "gamma", "LINKDOWN", 30);
+    let (status, said) = master.refused(&["switchover", VOLUME, "gamma"]);
+    assert_eq!(status, 3);
+    assert!(said.contains("INSYNC"), "{said}");
+    gamma.start();
+    end_well(master, &mut [mirror, &mut gamma]);
 }

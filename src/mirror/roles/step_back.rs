@@ -17,7 +17,7 @@ use crate::journal::{Journal, ResumeEnd, TxnInfo};
 use crate::mirror::committed::Committed;
 use crate::mirror::dirty::{DirtyError, DirtyMap};
 use crate::mirror::floor::HEIR;
-use crate::mirror::lost::{LostIndex, LostStore, pieces};
+use crate::mirror::lost::{LostIndex, LostStore, pieces, whose};
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::shipment::touched;
@@ -358,6 +358,7 @@ impl StepBack<'_> {
                 writer.put(&bytes).map_err(failed)?;
             }
         }
+        let ranges: Vec<BlockRange> = wanted.iter().collect();
         let index = LostIndex {
             volume: facts.name.clone(),
             volume_id: format!("{:032x}", facts.volume_id),
@@ -368,9 +369,9 @@ impl StepBack<'_> {
             last: found.last.0,
             generation: generation.to_string(),
             complete: true,
-            ranges: wanted.iter().map(|r| (r.start.0, r.len)).collect(),
+            ranges: ranges.iter().map(|r| (r.start.0, r.len)).collect(),
             xxh3: hash.digest(),
-            files: Vec::new(),
+            runs: whose(&*found.journal, &ranges),
         };
         writer.finish(&index).map_err(failed)?;
         Ok(Some(id))

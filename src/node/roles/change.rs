@@ -67,7 +67,8 @@ pub fn step_back(
     theirs: &[Lineage],
     discard: bool,
 ) -> Result<Stepped, Refusal> {
-    let volume = open_volume_of(entry)?;
+    let host = node.host(name)?;
+    let volume = open_volume_of(&host, entry)?;
     let dir = node.state.volume(name);
     let store = FactFile::new(dir.join("facts"));
     let mut facts = store.load().map_err(|e| failed(&e.into()))?;
@@ -104,9 +105,7 @@ pub fn step_back(
         }
         Ok(())
     })?;
-    if let Ok(host) = node.host(name) {
-        show_role(node, &host, "mirror", [master.to_owned()].into());
-    }
+    show_role(node, &host, "mirror", [master.to_owned()].into());
     node.record(
         NewEvent::mirror(
             "became-mirror",
@@ -191,6 +190,8 @@ pub fn promote(
         Role::Mirror { master } => master.clone(),
         Role::Master => {
             super::reconcile(node, name)?;
+            give_up_hand_over(node, name, force)?;
+            held.close(node, &host, Duration::ZERO)?;
             held.open_asked(node, &host, Some(Vec::new()))?;
             return Ok(format!("{} is the master of {name}", node.config.name));
         }
@@ -254,7 +255,32 @@ pub fn promote(
     Ok(text)
 }
 
-fn entry(node: &Node, name: &str) -> Result<catalogue::Volume, Refusal> {
+/// A master that does not know whether it still is one, and is to be one.
+fn give_up_hand_over(node: &Node, name: &str, force: bool) -> Result<(), Refusal> {
+    let Some(mut facts) = super::facts_of(node, name) else {
+        return Ok(());
+    };
+    let Some(handing) = facts.handing_over.take() else {
+        return Ok(());
+    };
+    if !force {
+        return Err(Refusal::new(
+            Code::NotAllowed,
+            format!(
+                "{} may be the master of {name}, and does not say",
+                handing.to
+            ),
+            format!(
+                "start {}; if it is lost for good: lockstep promote {name} --force",
+                handing.to
+            ),
+        ));
+    }
+    let file = FactFile::new(node.state.volume(name).join("facts"));
+    file.save(&facts).map_err(|e| failed(&e.into()))
+}
+
+pub fn entry(node: &Node, name: &str) -> Result<catalogue::Volume, Refusal> {
     let catalogue = node.catalogue.get();
     let entry = catalogue.volumes.get(name).cloned();
     entry.ok_or_else(|| Refusal::no_volume(name))
@@ -347,9 +373,9 @@ pub fn open_promoted(
         ));
     }
     if !whole {
-        repair(node, old, force)?;
+        repair(node, host, old, force)?;
     }
-    let volume = open_volume_of(old)?;
+    let volume = open_volume_of(host, old)?;
     let peers = peers.unwrap_or_else(|| {
         let (mut known, _) = others(node, &facts);
         known.insert(master.to_owned());
@@ -377,7 +403,7 @@ pub fn open_promoted(
 }
 
 /// Makes a file system of what an inconsistent copy holds.
-fn repair(node: &Node, old: &catalogue::Volume, force: bool) -> Result<(), Refusal> {
+fn repair(node: &Node, host: &Host, old: &catalogue::Volume, force: bool) -> Result<(), Refusal> {
     if !force {
         return Err(Refusal::new(
             Code::NotAllowed,
@@ -386,7 +412,7 @@ fn repair(node: &Node, old: &catalogue::Volume, force: bool) -> Result<(), Refus
         ));
     }
     {
-        let volume = open_volume_of(old)?;
+        let volume = open_volume_of(host, old)?;
         guard::lower_if_raised(&volume).map_err(|e| failed(&e))?;
     }
     let paths: Vec<_> = old.parts.iter().map(|p| p.path.clone()).collect();

@@ -1,0 +1,134 @@
+//! The cases of lockstep-semantics(7), "Who is the master", that are not changes of role: who comes back first, and what
+//! others did to the parts or to the state directory meanwhile.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::cluster::{Cluster, VOLUME};
+use crate::copies::copy_of;
+use crate::roles::{assert_role, end_well, insync, settle};
+use crate::testkit::{LoopMount, need_fuse, need_loop, need_netns, run, wait_until};
+use crate::writer::Writer;
+
+fn replicated() -> Cluster {
+    let cluster = Cluster::linked();
+    cluster.replicated(256, &["--buffer", "32M"]);
+    cluster
+}
+
+#[track_caller]
+fn end_with(mut cluster: Cluster) {
+    let [master, mirror] = cluster.nodes();
+    end_well(master, &mut [mirror]);
+}
+
+#[test]
+fn both_were_down_and_either_comes_back_first() {
+    if !(need_fuse() && need_netns() && need_loop()) {
+        return;
+    }
+    let mut cluster = replicated();
+    let writer = Writer::start(cluster.alpha.path("writer"), 1);
+    writer.wait_for(60, Duration::from_secs(60));
+    let acknowledged = writer.stop();
+    cluster.settle();
+    for mirror_first in [true, false] {
+        let (alpha, beta) = (&mut cluster.alpha, &mut cluster.beta);
+        alpha.kill();
+        beta.kill();
+        let order = if mirror_first {
+            [beta, alpha]
+        } else {
+            [alpha, beta]
+        };
+        for node in order {
+            node.start();
+            node.wait_mounted(VOLUME, Duration::from_secs(30));
+            acknowledged.assert_kept(&node.path("writer"));
+        }
+        assert_role(&cluster.alpha, "master");
+        assert_role(&cluster.beta, "mirror");
+        insync(&cluster.alpha, &cluster.beta);
+        assert_eq!(cluster.bytes_bulk(), 0, "replay, not a copy");
+    }
+    end_with(cluster);
+}
+
+#[test]
+fn an_old_master_that_the_kernel_wrote_to_does_not_rejoin_by_itself() {
+    if !(need_fuse() && need_netns() && need_loop()) {
+        return;
+    }
+    let mut cluster = replicated();
+    std::fs::write(cluster.alpha.path("file"), b"before").unwrap();
+    cluster.settle();
+    cluster.alpha.kill();
+    cluster.beta.ok(&["promote", VOLUME]);
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    let [part, _] = cluster.parts();
+    let mount = LoopMount::new(&part).unwrap();
+    std::fs::write(mount.path("by-the-kernel"), vec![3; 100_000]).unwrap();
+    mount.unmount().unwrap();
+    cluster.alpha.start();
+    let refused = wait_until(Duration::from_secs(30), || {
+        cluster.alpha.volume(VOLUME)["condition"] == "failed"
+    });
+    let shown = cluster.alpha.volume(VOLUME).to_string();
+    assert!(refused && shown.contains("changed from outside"), "{shown}");
+    cluster
+        .alpha
+        .ok(&["rejoin", VOLUME, "beta", "--discard", "alpha"]);
+    insync(&cluster.beta, &cluster.alpha);
+    cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(20));
+    settle(&cluster.beta, &cluster.alpha, ".settled");
+    assert!(!cluster.alpha.path("by-the-kernel").exists());
+    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+    end_with(cluster);
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    run("cp", &["-a".as_ref(), from.as_os_str(), to.as_os_str()]).unwrap();
+}
+
+#[test]
+fn a_master_put_back_from_a_backup_opens_nothing_by_itself() {
+    if !(need_fuse() && need_netns() && need_loop()) {
+        return;
+    }
+    let mut cluster = replicated();
+    std::fs::write(cluster.alpha.path("file"), b"old").unwrap();
+    cluster.settle();
+    cluster.alpha.stop();
+    let [part, _] = cluster.parts();
+    let backup = cluster.path("backup");
+    copy_dir(&cluster.alpha.state(), &backup);
+    let image = copy_of(&part, &cluster.path("image"));
+    cluster.alpha.start();
+    cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(30));
+    std::fs::write(cluster.alpha.path("file"), b"new").unwrap();
+    insync(&cluster.alpha, &cluster.beta);
+    cluster.settle();
+    cluster.alpha.stop();
+    copy_dir(&backup, &cluster.alpha.state());
+    copy_of(&image, &part);
+    cluster.alpha.start();
+    let refused = wait_until(Duration::from_secs(30), || {
+        cluster.alpha.volume(VOLUME)["condition"] == "failed"
+    });
+    let shown = cluster.alpha.volume(VOLUME).to_string();
+    assert!(
+        refused && shown.contains("from a backup or a clone"),
+        "{shown}"
+    );
+    // What the mirror has is to be kept.
+    cluster.beta.ok(&["promote", VOLUME]);
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    assert_eq!(std::fs::read(cluster.beta.path("file")).unwrap(), b"new");
+    cluster
+        .alpha
+        .ok(&["rejoin", VOLUME, "beta", "--discard", "alpha"]);
+    insync(&cluster.beta, &cluster.alpha);
+    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+    end_with(cluster);
+}
