@@ -303,6 +303,9 @@ pub enum MirrorCommand {
     Continue(MirrorArgs),
     /// Walk again from NEW and reuse what the mirror has; the way out of ERROR once its cause is mended.
     Restart(MirrorArgs),
+    /// Show what would be done if the mirror called now, and why: which rule decides, what would be copied, and where
+    /// histories diverged what each side would lose. Nothing is done.
+    Compare(MirrorArgs),
     /// Forget a mirror. Its parts stay on the peer until `volume delete` is given there.
     Delete(MirrorArgs),
 }

@@ -403,6 +403,11 @@ fn mirror(state: &StateDir, command: MirrorCommand) -> Result<Exit, Failed> {
             tell(state, &request)?;
             return Ok(Exit::Ok);
         }
+        MirrorCommand::Compare(args) => {
+            let (name, peer) = (args.name, args.peer);
+            tell(state, &Request::Compare { name, peer })?;
+            return Ok(Exit::Ok);
+        }
         MirrorCommand::Pause(args) => ((args.name, args.peer), MirrorAction::Pause),
         MirrorCommand::Continue(args) => ((args.name, args.peer), MirrorAction::Continue),
         MirrorCommand::Delete(args) => ((args.name, args.peer), MirrorAction::Delete),

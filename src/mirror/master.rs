@@ -4,6 +4,7 @@
 //! a connection, writes a file or reads a clock: it returns [`Action`]s, and time is an argument. Invariant: INSYNC is
 //! never reported over a dead link, nor while a block is marked.
 
+mod compare;
 mod decide;
 mod limits;
 mod repair;

@@ -18,7 +18,7 @@ use crate::mirror::open::OpenMaster;
 use crate::mirror::policy::Wishes;
 use crate::mirror::rate::Rate;
 use crate::units::{BlockRange, Txid};
-use crate::wire::message::Message;
+use crate::wire::message::{History, Message};
 use states::{Cause, State};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,6 +49,7 @@ pub enum Verifying {
 enum Input {
     Operator(Request, blocking::Sender<Result<(), Refusal>>),
     Set(Box<Wishes>, blocking::Sender<()>),
+    Compare(Box<History>, bool, blocking::Sender<Vec<String>>),
     Verify(Rate, blocking::Sender<Verifying>),
     Repair(Vec<BlockRange>, blocking::Sender<Result<(), Refusal>>),
     Fetch(Vec<BlockRange>, blocking::Sender<Vec<u8>>),
@@ -145,6 +146,18 @@ impl Remote {
         let sent = self.inbox.blocking_send(Input::Verify(rate, reply));
         sent.map_err(|_| self.gone())?;
         Ok(answer)
+    }
+}
+
+impl Remote {
+    /// What would be done with a mirror that says this; `master`: its node is one itself.
+    pub fn compare(&self, theirs: Box<History>, master: bool) -> Result<Vec<String>, Refusal> {
+        let (reply, answer) = blocking::channel();
+        let sent = self
+            .inbox
+            .blocking_send(Input::Compare(theirs, master, reply));
+        sent.map_err(|_| self.gone())?;
+        answer.recv_timeout(ANSWER_WITHIN).map_err(|_| self.gone())
     }
 }
 
@@ -381,6 +394,9 @@ impl Task {
                 let actions = self.mirror.fetch(&ranges);
                 self.fetching = (!actions.is_empty()).then_some(reply);
                 self.act(actions);
+            }
+            Input::Compare(theirs, master, reply) => {
+                let _ = reply.send(self.mirror.compared(&theirs, master));
             }
             Input::Verify(rate, reply) => {
                 let refused = if self.verifying.is_some() {

@@ -23,7 +23,7 @@ use crate::mirror::follower::{Env, Follower, Output, failure};
 use crate::units::Txid;
 use crate::volume::Volume;
 use crate::volume::facts::{FactFile, FactStore, FactsError};
-use crate::wire::message::{MasterStatus, Message};
+use crate::wire::message::{History, MasterStatus, Message};
 use states::State;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -63,6 +63,8 @@ pub struct Standing {
     pub consistent: bool,
     /// The last transaction that it shows.
     pub applied: Txid,
+    /// What it would tell a master.
+    pub history: Option<Box<History>>,
 }
 
 /// A thread at work on a frame answers when it is done with it.
@@ -211,6 +213,7 @@ impl Task {
                             bytes_to_go: self.shown.bytes_to_go,
                             consistent: self.follower.is_consistent(),
                             applied: self.follower.applied(),
+                            history: Some(Box::new(self.follower.described())),
                         });
                     }
                     Some(Input::Stop(reply)) => {

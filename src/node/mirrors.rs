@@ -270,10 +270,11 @@ pub async fn incoming(node: Arc<Node>, mut link: Link) {
             volume_id,
             standing,
             revoke,
+            history,
             ..
         } => {
             let (volume, id, standing) = (volume.clone(), *volume_id, *standing);
-            let (asked, revoke) = (peer.clone(), *revoke);
+            let (asked, revoke, history) = (peer.clone(), *revoke, *history);
             let answered = tokio::task::spawn_blocking(move || {
                 if let (Some(token), Ok(host)) = (revoke, node.host(&volume))
                     && !roles::revoke(&node, &host, token)
@@ -281,7 +282,13 @@ pub async fn incoming(node: Arc<Node>, mut link: Link) {
                     // It may be under way at this moment: silence means to ask again.
                     return None;
                 }
-                Some(roles::answer(&node, &asked, &volume, id, standing))
+                Some(roles::answer(
+                    &node,
+                    &asked,
+                    (&volume, id),
+                    standing,
+                    history,
+                ))
             });
             if let Ok(Some(answer)) = answered.await {
                 let _ = link.sender.send(roles::frame(answer)).await;
@@ -291,7 +298,7 @@ pub async fn incoming(node: Arc<Node>, mut link: Link) {
             return;
         }
         Message::Prepare { .. } => {
-            return roles::taking_over(node, link, hello.header, place).await;
+            return roles::taking_over(node, link, hello.header).await;
         }
         _ => return tracing::warn!(peer, "a link did not begin with a greeting"),
     };

@@ -129,6 +129,10 @@ pub enum Request {
         name: String,
         force: bool,
     },
+    Compare {
+        name: String,
+        peer: String,
+    },
     LostList {
         name: Option<String>,
     },

@@ -110,6 +110,7 @@ impl Node {
                 rate,
             } => verify::verify(self, &name, peer.as_deref(), repair, rate, answer)?,
             Request::Promote { name, force } => roles::promote(self, &name, force, answer)?,
+            Request::Compare { name, peer } => roles::compare(self, &name, &peer)?,
             Request::LostList { name } => {
                 return LostFiles::new(self.state.path()).list(name.as_deref());
             }

@@ -18,7 +18,7 @@ use super::registry::{Host, Node};
 use crate::mirror::roles::{Answer, Relation, Verdict, forks, judge, lineage, relation};
 use crate::units::Txid;
 use crate::volume::facts::{self, FactFile, FactStore, Facts};
-use crate::wire::message::{Fork, Member, Message, PROTOCOL_VERSION, Standing};
+use crate::wire::message::{CopyState, Fork, History, Member, Message, PROTOCOL_VERSION, Standing};
 use states::Cause;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -152,6 +152,7 @@ pub fn question(node: &Node, name: &str, id: u128, standing: Standing) -> Messag
         volume: name.to_owned(),
         volume_id: id,
         standing,
+        history: false,
         revoke: None,
     }
 }
@@ -163,6 +164,7 @@ pub fn understood(node: &Node, peer: &str, message: Message) -> Option<Answer> {
         master,
         generations,
         applied,
+        ..
     } = message
     else {
         return None;
@@ -467,12 +469,19 @@ pub fn called(
 }
 
 /// Answers a peer's question. Reads what is recorded; waits for nobody.
-pub fn answer(node: &Arc<Node>, peer: &str, name: &str, id: u128, standing: Standing) -> Message {
+pub fn answer(
+    node: &Arc<Node>,
+    peer: &str,
+    (name, id): (&str, u128),
+    standing: Standing,
+    wanted: bool,
+) -> Message {
     let absent = Message::RoleAnswer {
         standing: Standing::Absent,
         master: None,
         generations: Vec::new(),
         applied: 0,
+        history: None,
     };
     let catalogue = node.catalogue.get();
     let (Some(entry), Some(facts)) = (catalogue.volumes.get(name), facts_of(node, name)) else {
@@ -503,5 +512,87 @@ pub fn answer(node: &Arc<Node>, peer: &str, name: &str, id: u128, standing: Stan
         master,
         generations,
         applied,
+        history: wanted.then(|| described(node, name, &facts, applied)),
     }
+}
+
+/// A copy's half of the reconnect decision, as it would be told to a master.
+fn described(node: &Node, name: &str, facts: &Facts, applied: u64) -> Box<History> {
+    let follows = node.host(name).ok().and_then(|host| {
+        let held = host
+            .hold_within("describing the copy", Duration::from_secs(1))
+            .ok()?;
+        match &*held {
+            Engine::Mirror(follow) => follow.standing()?.history,
+            _ => None,
+        }
+    });
+    follows.unwrap_or_else(|| {
+        Box::new(History {
+            volume_id: facts.volume_id,
+            generations: forks(&facts.generations),
+            applied,
+            durable: applied,
+            confirmed: applied,
+            copy: match facts.copy {
+                facts::Copy::Blank => CopyState::Blank,
+                facts::Copy::Partial { cursor, txid } => CopyState::Partial {
+                    cursor: cursor.0,
+                    txid: txid.0,
+                },
+                facts::Copy::Complete => CopyState::Complete,
+            },
+            consistent_at: facts.consistent_at.0,
+            tainted: facts.tainted,
+            staging_room: 0,
+            chain: facts.chain,
+            dirty_blocks: 0,
+        })
+    })
+}
+
+/// `mirror compare`
+pub fn compare(node: &Arc<Node>, name: &str, peer: &str) -> Result<String, Refusal> {
+    let host = node.host(name)?;
+    let id = facts_of(node, name).map_or(0, |facts| facts.volume_id);
+    let driver = {
+        let mut held = host.hold("looking for a mirror")?;
+        match &mut *held {
+            Engine::Master(master) => master.driver(peer),
+            _ => {
+                return Err(Refusal::new(
+                    Code::NotAllowed,
+                    format!("volume {name} is not open as its master here"),
+                    format!("lockstep status {name}; the command is given on the master"),
+                ));
+            }
+        }
+    };
+    let driver = driver.ok_or_else(|| Refusal::no_mirror(name, peer))?;
+    let mut question = question(node, name, id, Standing::Master);
+    if let Message::RoleQuery { history, .. } = &mut question {
+        *history = true;
+    }
+    let limit = node.config.role_query().max(Duration::from_secs(3));
+    let said = node.runtime.block_on(ask_one(node, peer, question, limit));
+    let (standing, theirs) = match said {
+        Ok(Message::RoleAnswer {
+            standing, history, ..
+        }) => (standing, history),
+        Ok(_) => (Standing::Absent, None),
+        Err(why) => {
+            return Err(Refusal::new(
+                Code::Timeout,
+                format!("{peer} could not be asked: {why}"),
+                format!("lockstep status {name}"),
+            ));
+        }
+    };
+    let Some(theirs) = theirs else {
+        return Ok(format!(
+            "{name}: {peer} has no copy yet: every allocated block would be copied"
+        ));
+    };
+    let lines = driver.compare(theirs, standing == Standing::Master)?;
+    Ok(lines.join("\n"))
 }

@@ -360,6 +360,8 @@ pub enum Message {
         volume_id: u128,
         /// What the calling node is.
         standing: Standing,
+        /// The answer is to have the copy's history with it.
+        history: bool,
         /// The hand-over with this token is void, if it has not been carried out.
         revoke: Option<u64>,
     },
@@ -373,6 +375,8 @@ pub enum Message {
         generations: Vec<Fork>,
         /// The last transaction that it has.
         applied: u64,
+        /// Its half of the reconnect decision, if that was asked for and it has one.
+        history: Option<Box<History>>,
     },
     /// Master, first on a connection of its own: could you be the master, with everything up to `txid`?
     Prepare {

@@ -50,6 +50,8 @@ fn both_were_down_and_either_comes_back_first() {
         assert_role(&cluster.beta, "mirror");
         insync(&cluster.alpha, &cluster.beta);
         assert_eq!(cluster.bytes_bulk(), 0, "replay, not a copy");
+        let compared = cluster.alpha.ok(&["mirror", "compare", VOLUME, "beta"]);
+        assert!(compared.contains("rule 7"), "{compared}");
     }
     end_with(cluster);
 }

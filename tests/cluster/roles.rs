@@ -184,6 +184,10 @@ fn two_masters_are_refused_and_one_command_decides() {
     let why = cluster.beta.mirror(VOLUME, "alpha")["reason"].to_string();
     assert!(why.contains("--discard alpha"), "{why}");
     assert!(why.contains("loses transactions"), "{why}");
+    // The decision, looked at without acting on it; the copies as they were.
+    let compared = cluster.beta.ok(&["mirror", "compare", VOLUME, "alpha"]);
+    assert!(compared.contains("rule 3"), "{compared}");
+    assert!(compared.contains("loses transactions"), "{compared}");
     // The wrong name is refused; the right one decides.
     let rejoin = ["rejoin", VOLUME, "beta", "--discard", "beta"];
     assert_eq!(cluster.alpha.refused(&rejoin).0, 3);

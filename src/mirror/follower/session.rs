@@ -213,6 +213,19 @@ impl Follower {
         Ok(())
     }
 
+    /// What it would say if a master asked.
+    pub fn described(&self) -> History {
+        let mut history = self.history();
+        if let Some(volume) = &self.volume
+            && history.dirty_blocks == 0
+            && self.facts.lock().own_dirty
+        {
+            let dirty = own_dirty(volume, &self.facts.lock(), &*self.env.maps);
+            history.dirty_blocks = dirty.map_or(u64::MAX, |dirty| dirty.count());
+        }
+        history
+    }
+
     pub(super) fn history(&self) -> History {
         let (applied, durable, confirmed) = (self.applied(), self.durable(), self.confirmed());
         let staging_room = self.staging_room();

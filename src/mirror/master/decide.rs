@@ -24,7 +24,8 @@ impl Mirror {
         if let Err(error) = heard {
             return self.failed(error, now, out);
         }
-        let outcome = self.compare(&history);
+        let map = self.their_map(&history);
+        let outcome = self.compare(&history, reconnect::Role::Mirror, map);
         tracing::info!(volume = %self.shared.name, peer = %self.peer, "{outcome}: {:?}", outcome.decision);
         self.detail = match outcome.decision {
             Decision::Error(Conflict::Diverged(split)) => format!(
@@ -57,7 +58,12 @@ impl Mirror {
         self.fire(Event::Decided(decided), now, out);
     }
 
-    pub(super) fn compare(&self, theirs: &History) -> Outcome {
+    pub(super) fn compare(
+        &self,
+        theirs: &History,
+        role: reconnect::Role,
+        their_map: Option<reconnect::DirtyMap>,
+    ) -> Outcome {
         let forks = |forks: &[Fork]| -> Vec<reconnect::Lineage> {
             forks
                 .iter()
@@ -98,7 +104,7 @@ impl Mirror {
         };
         let mirror = reconnect::Mirror {
             volume: theirs.volume_id,
-            role: reconnect::Role::Mirror,
+            role,
             history: &their_forks,
             applied: theirs.applied,
             durable: theirs.durable,
@@ -110,7 +116,7 @@ impl Mirror {
             },
             consistent_at: (theirs.consistent_at != u64::MAX).then_some(theirs.consistent_at),
             tainted: theirs.tainted,
-            map: self.their_map(theirs),
+            map: their_map,
             may_rejoin: false,
         };
         let chain = reconnect::last_shared(&master, &mirror)

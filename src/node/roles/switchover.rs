@@ -17,7 +17,7 @@ use crate::node::control::Answer as Reply;
 use crate::node::engine::Engine;
 use crate::node::follow::Standing as Copy;
 use crate::node::history::NewEvent;
-use crate::node::link::{Limits, Link};
+use crate::node::link::Link;
 use crate::node::master::Master;
 use crate::node::protocol::Line;
 use crate::node::refusal::{Code, Refusal};
@@ -29,7 +29,6 @@ use states::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 /// The mirror has this long to acknowledge the last transaction.
@@ -274,13 +273,9 @@ async fn prepare(
     let token = node.random.u128() as u64;
     let volume_id = shared.facts.lock().volume_id;
     let asked = timeout(READY_WITHIN, async {
-        let dialled = Link::dial(
-            peer.to_owned(),
-            &known.address,
-            &node.identity,
-            known.fingerprint,
-            Limits::default(),
-        );
+        let dead_after = node.config.peer_timeout();
+        let (address, key) = (known.address, known.fingerprint);
+        let dialled = node.trunks.dial(peer.to_owned(), &address, key, dead_after);
         let mut link = dialled.await.map_err(|end| end.to_string())?;
         let prepare = Message::Prepare {
             version: PROTOCOL_VERSION,
@@ -542,8 +537,7 @@ pub fn settle(
 pub async fn taking_over(
     node: Arc<Node>,
     mut link: Link,
-    prepare: Message,
-    place: OwnedSemaphorePermit,
+    prepare: Message
 ) {
     let Message::Prepare {
         version,
@@ -619,7 +613,6 @@ pub async fn taking_over(
     };
     let _ = link.sender.send(frame(answer)).await;
     let _ = timeout(Duration::from_secs(2), link.receiver.recv()).await;
-    drop(place);
 }
 
 /// Whether this mirror has everything up to `txid`, and can be the master.
