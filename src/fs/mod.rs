@@ -67,8 +67,8 @@ pub use attr::{
 pub use close::CloseReport;
 pub use commit::{Commit, Step};
 pub use error::FsError;
-pub use mmp::{Claim, claim_volume};
 pub use hold::Writes;
+pub use mmp::{Claim, claim_volume};
 pub use open::{
     FsOptions, FsRole, How, Opened, block_size_of, journal_map, open_volume, read_superblock,
     set_recover,

@@ -534,11 +534,7 @@ pub fn settle(
 // ---- the other side ----
 
 /// A master wants to hand a volume over: a link that began with `Prepare`.
-pub async fn taking_over(
-    node: Arc<Node>,
-    mut link: Link,
-    prepare: Message
-) {
+pub async fn taking_over(node: Arc<Node>, mut link: Link, prepare: Message) {
     let Message::Prepare {
         version,
         volume,
