@@ -232,8 +232,11 @@ impl Master {
         };
         let rate = Rate::new(record.rate);
         let shared = self.open.shared.clone();
-        let mirror = Mirror::new(shared, peer.to_owned(), slot, record, rate);
-        self.drive(node, host, mirror)
+        let mut mirror = Mirror::new(shared, peer.to_owned(), slot, record, rate);
+        mirror.set_defaults(node.config.mirror.clone());
+        self.drive(node, host, mirror)?;
+        self.listen();
+        Ok(())
     }
 
     /// The last transaction committed.
