@@ -18,6 +18,7 @@ mod crack;
 mod crowd;
 mod cut;
 mod first_copy;
+mod handover;
 mod killed;
 mod modes;
 mod mounts;
