@@ -31,7 +31,10 @@ fn a_peer_that_does_not_answer_is_given_nothing() {
     writer.wait_for(40, Duration::from_secs(60));
     cluster.beta.freeze(true);
     let (status, said) = cluster.alpha.refused(&["switchover", VOLUME, "beta"]);
-    assert!(status != 0 && said.contains("goes on as the master"), "{said}");
+    assert!(
+        status != 0 && said.contains("goes on as the master"),
+        "{said}"
+    );
     // Writers were held for a while, and go on.
     writer.wait_for(20, Duration::from_secs(60));
     cluster.beta.freeze(false);
