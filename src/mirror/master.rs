@@ -724,14 +724,19 @@ impl Mirror {
         self.shared
             .gate
             .acked(&self.peer, self.slot.state.lock().acked);
+        if acked != Acked::Progress
+            && let Some(their) = &mut self.their
+        {
+            their.copy = CopyState::Complete;
+            their.tainted = false;
+            (their.applied, their.consistent_at) = (txid.0, txid.0);
+        }
+        if acked == Acked::Again {
+            self.begin_resync(now, out);
+        }
         if acked == Acked::InSync {
             self.truth.copying = false;
             self.truth.consistent_at = txid.0;
-            if let Some(their) = &mut self.their {
-                their.copy = CopyState::Complete;
-                their.tainted = false;
-                (their.applied, their.consistent_at) = (txid.0, txid.0);
-            }
             if self.record.changed_outside {
                 self.record.changed_outside = false;
                 self.save();

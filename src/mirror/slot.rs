@@ -127,6 +127,21 @@ impl SlotState {
         Ok(())
     }
 
+    /// The mirror has switched to what was staged, and more was marked meanwhile: that is all that is left.
+    pub fn switched(&mut self) -> Result<(), MirrorError> {
+        self.staged_at = None;
+        let Some(mut todo) = self.todo.take() else {
+            return Ok(());
+        };
+        self.map.clear(BlockRange::new(BlockNo(0), u64::MAX))?;
+        let mut at = BlockNo(0);
+        while let Some(range) = todo.next_set(at, u64::MAX)? {
+            self.map.set(range)?;
+            at = range.end();
+        }
+        Ok(self.map.flush()?)
+    }
+
     /// The mirror says that its copy became whole at `consistent_at`: where that is the staged resync of which nothing
     /// more was heard, it has switched.
     pub fn heard(&mut self, consistent_at: Txid) -> Result<(), MirrorError> {

@@ -91,6 +91,8 @@ pub enum Acked {
     Progress,
     /// The copy is complete and consistent, and the map is empty.
     InSync,
+    /// The copy is complete, but blocks were marked meanwhile: another one has to begin.
+    Again,
 }
 
 /// What has been sent since the stream's owner began to count.
@@ -156,6 +158,8 @@ pub struct Stream {
     committed: Option<Committed>,
     bulk_turn: bool,
     mismatches: u32,
+    /// The mirror cracked after the end of a copy was sent: nothing more goes out before a new one begins.
+    void: bool,
     rate: Rate,
     pub(super) questions: Questions,
     /// What was sent.
@@ -198,6 +202,7 @@ impl Stream {
             committed: None,
             bulk_turn: false,
             mismatches: 0,
+            void: false,
             rate,
             questions: Questions::new(block_size),
             counters: Counters::default(),
@@ -217,6 +222,7 @@ impl Stream {
         self.cracks = self.slot.state.lock().cracks;
         self.infos.clear();
         self.sending = None;
+        self.void = false;
         self.in_flight.clear();
         self.in_flight_bytes = 0;
         self.passed_blocks = match phase {
@@ -294,7 +300,7 @@ impl Stream {
         if let Some(frame) = self.confirm() {
             return Ok(Next::Frame(frame));
         }
-        if self.in_flight_bytes >= WINDOW_BYTES {
+        if self.in_flight_bytes >= WINDOW_BYTES || self.void {
             return Ok(Next::Nothing { at: None });
         }
         let mut wait = None;
@@ -340,12 +346,14 @@ impl Stream {
         }
         drop(state);
         match self.phase {
-            Phase::Draining { .. } | Phase::Ending { .. } => {
+            Phase::Draining { .. } => {
                 self.phase = Phase::Copy {
                     cursor: BlockNo(0),
                     first: false,
                 };
             }
+            // The mirror is about to end this copy: what was given up needs one of its own.
+            Phase::Ending { .. } => self.void = true,
             Phase::Compare { .. } | Phase::Copy { .. } | Phase::Sequencing => {}
         }
         true
@@ -397,16 +405,14 @@ impl Stream {
             state.settle(&self.journal, self.slot.id, self.generation)?;
         }
         match self.phase {
-            Phase::Ending { seq: ending } if current && consistent && seq >= ending => {}
+            Phase::Ending { seq: ending } if consistent && seq >= ending => {}
             _ => return Ok(Acked::Progress),
         }
-        if state.left() > 0 {
-            // Something was marked since the last pass began; it gets another one.
-            self.phase = Phase::Copy {
-                cursor: BlockNo(0),
-                first: false,
-            };
-            return Ok(Acked::Progress);
+        if !current || self.void || state.left() > 0 {
+            // Something was marked since the last pass began. The mirror has left the copy, and gets another one.
+            self.void = true;
+            state.switched()?;
+            return Ok(Acked::Again);
         }
         state.staging_ended()?;
         state.settle(&self.journal, self.slot.id, self.generation)?;

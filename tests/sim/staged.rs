@@ -139,3 +139,37 @@ fn the_switch_may_be_cut_at_any_write() {
     }
     assert!(cuts > 5, "{cuts} cuts");
 }
+
+#[test]
+fn a_crack_at_any_step_of_a_resync_is_made_good_on_the_same_link() {
+    for steps in (0..64).step_by(3) {
+        let mut world = cracked(46);
+        for _ in 0..steps {
+            world.step();
+        }
+        let in_sync = world.state() == State::InSync;
+        let shared = world.master.as_ref().unwrap().shared.clone();
+        let ino = shared.fs.lookup(ROOT, b"f").unwrap().ino;
+        for n in 0..12 {
+            shared.fs.write(ino, n << 20, &vec![3; MIB / 4]).unwrap();
+        }
+        shared.fs.sync().unwrap();
+        let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+        let last = shared.journal.last_committed();
+        slot.state
+            .lock()
+            .crack(&shared.journal, slot.id, shared.generation, last)
+            .unwrap();
+        let links = world.trace.len();
+        world.settle();
+        world.assert_equal();
+        let lost = world.trace[links..]
+            .iter()
+            .any(|(_, to, _)| *to == State::LinkDown);
+        assert!(
+            !lost || in_sync,
+            "{steps} steps: {:#?}",
+            &world.trace[links..]
+        );
+    }
+}
