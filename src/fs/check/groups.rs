@@ -16,6 +16,9 @@ impl Check<'_> {
             let found = format_args!("{field} is {found}");
             sink.add(Class::Superblock, "superblock", expected, found);
         };
+        if sb.s_rev_level() > 1 {
+            wrong("s_rev_level", "0 or 1".into(), sb.s_rev_level().into());
+        }
         let blocks = sb.s_blocks_count();
         if sb.s_r_blocks_count() > blocks / 2 {
             let expected = format!("at most half of {blocks} blocks");

@@ -35,6 +35,15 @@ impl Check<'_> {
             self.sink
                 .add(Class::Journal, place, "a file in use", "none");
         }
+        if self.sb.s_journal_uuid() != [0; 16] {
+            let found = "the identity of an external one";
+            self.sink.add(
+                Class::Journal,
+                "superblock",
+                "an internal journal only",
+                found,
+            );
+        }
     }
 
     fn resize_inode(&mut self) {

@@ -77,7 +77,8 @@ impl Region<'_> {
                     return Err(("a value in the region", found));
                 }
                 taken.push((offset, end));
-                &bytes[offset..offset + size]
+                // Hashed in whole words, whatever is behind its last byte.
+                &bytes[offset..end]
             };
             let hash: u32 = get(bytes, at + 12);
             if (hash != 0 || self.block)
@@ -235,6 +236,21 @@ mod tests {
         let at = block.iter().rposition(|b| *b == 7).unwrap();
         block[at] ^= 1;
         assert!(region(&block).check().is_err());
+    }
+
+    #[test]
+    fn what_is_behind_a_value_in_its_last_word_is_hashed_too() {
+        let mut block = filled();
+        let at = XATTR_BLOCK_HEAD;
+        let size = get::<u32>(&block, at + 8) as usize;
+        let offset = usize::from(get::<u16>(&block, at + 2));
+        let name = block[at + XATTR_ENTRY_HEAD..][..usize::from(block[at])].to_vec();
+        assert!(size % 4 != 0, "the first value fills its last word");
+        block[offset + size] = 9;
+        assert!(region(&block).check().is_err());
+        let hash = xattr::entry_hash(&name, &block[offset..offset + align(size)]);
+        block[at + 12..at + 16].copy_from_slice(&hash.to_le_bytes());
+        assert!(region(&block).check().is_ok());
     }
 
     proptest! {
