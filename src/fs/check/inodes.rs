@@ -93,7 +93,7 @@ impl Check<'_> {
             self.fields(ino, &inode, orphan);
             self.kind(ino, &inode);
             let attributes = self.ibody(ino, &inode);
-            debug_assert!(attributes <= self.geometry.inode_size.into());
+            debug_assert!(attributes <= usize::from(self.geometry.inode_size));
             self.claims(ino, &inode, orphan);
         }
     }

@@ -1,5 +1,6 @@
 //! Paths of the inodes that were met: names from one pass over all directories, then up through "..".
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -101,17 +102,15 @@ impl Table<'_> {
             if names.len() > MAX_DEPTH {
                 return Ok(None);
             }
-            if !known.contains_key(&at) {
-                let above = self.above(at)?;
-                known.insert(at, above);
-            }
-            match known.get(&at) {
-                Some(Some((parent, name))) => {
-                    names.push(name.clone());
-                    at = *parent;
-                }
-                _ => return Ok(None),
-            }
+            let above = match known.entry(at) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(self.above(at)?),
+            };
+            let Some((parent, name)) = above else {
+                return Ok(None);
+            };
+            names.push(name.clone());
+            at = *parent;
         }
         let mut path = Vec::new();
         for name in names.iter().rev() {
