@@ -245,7 +245,10 @@ mod tests {
         let size = get::<u32>(&block, at + 8) as usize;
         let offset = usize::from(get::<u16>(&block, at + 2));
         let name = block[at + XATTR_ENTRY_HEAD..][..usize::from(block[at])].to_vec();
-        assert!(!size.is_multiple_of(4), "the first value fills its last word");
+        assert!(
+            !size.is_multiple_of(4),
+            "the first value fills its last word"
+        );
         block[offset + size] = 9;
         assert!(region(&block).check().is_err());
         let hash = xattr::entry_hash(&name, &block[offset..offset + align(size)]);
