@@ -21,17 +21,17 @@ use states::{Cause, MinorCause};
 use crate::fs::Fs;
 use crate::io::{Clock, Random};
 use crate::journal::{Hint, Image, Journal, Reference, Transaction};
-use crate::mirror::committed;
 use crate::mirror::error::{MirrorError, disk_cause};
 use crate::mirror::floor::Heir;
 use crate::mirror::lost::LostStore;
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::staging::StagingStore;
+use crate::mirror::{committed, packing};
 use crate::units::{BlockNo, BlockRange, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{Copy, FactStore, Facts, Role};
-use crate::wire::message::{MasterStatus, Message};
+use crate::wire::message::{Codec, MasterStatus, Message};
 
 /// Bytes written home, or waiting for the log, before they are flushed and acknowledged without waiting for a pause.
 const FLUSH_BYTES: u64 = 16 << 20;
@@ -170,6 +170,8 @@ pub struct Follower {
     switching: Option<u64>,
     /// A staged resync found no room: the next goes home directly.
     no_staging: bool,
+    /// The next payload is packed: how, and its length before.
+    packed: Option<(Codec, u64)>,
 }
 
 impl Follower {
@@ -193,6 +195,7 @@ impl Follower {
             failed: false,
             switching: None,
             no_staging: false,
+            packed: None,
         };
         if follower.facts.lock().switching.is_none()
             && let Err(error) = follower.env.staging.remove()
@@ -289,6 +292,17 @@ impl Follower {
     fn take(&mut self, message: Message, payload: Vec<u8>) -> Result<Vec<Output>, MirrorError> {
         let mut out = Vec::new();
         self.complete_switch(&mut out)?;
+        if matches!(message, Message::Begin { .. }) {
+            // What was announced belonged to a stream that ended there.
+            self.packed = None;
+        }
+        let payload = match self.packed.take() {
+            Some((codec, len)) if !payload.is_empty() => packing::unpack(codec, len, &payload)?,
+            waits => {
+                self.packed = waits;
+                payload
+            }
+        };
         match message {
             Message::Hello {
                 version,
@@ -296,7 +310,11 @@ impl Follower {
                 volume,
                 node,
                 generations,
-            } => self.hello(version, &volume, volume_id, &node, &generations, &mut out)?,
+            } => {
+                self.packed = None;
+                self.hello(version, &volume, volume_id, &node, &generations, &mut out)?;
+            }
+            Message::Packed { codec, len } => self.packed = Some((codec, len)),
             Message::MakeParts {
                 block_size,
                 parts,
@@ -411,6 +429,7 @@ impl Follower {
     /// The link is gone: an unfinished transaction is dropped, what is whole is kept.
     pub fn disconnected(&mut self) -> Result<Vec<Output>, MirrorError> {
         self.current = None;
+        self.packed = None;
         self.streaming = false;
         self.drop_staged();
         self.idle()

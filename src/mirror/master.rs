@@ -26,6 +26,7 @@ use states::{
 use crate::mirror::MirrorError;
 use crate::mirror::counters::Histogram;
 use crate::mirror::hashing::Verdict;
+use crate::mirror::packing::Packer;
 use crate::mirror::policy::{Policy, Wishes};
 use crate::mirror::progress::Progress;
 use crate::mirror::ranges::RangeSet;
@@ -120,6 +121,9 @@ pub struct Mirror {
     heard: Duration,
     time_in_queue: Histogram,
     mirror_flush: Histogram,
+    packer: Packer,
+    /// A frame whose announcement was just sent.
+    packed: Option<Frame>,
 }
 
 impl Mirror {
@@ -182,6 +186,8 @@ impl Mirror {
             heard: Duration::ZERO,
             time_in_queue: Histogram::default(),
             mirror_flush: Histogram::default(),
+            packer: Packer::default(),
+            packed: None,
         };
         mirror.apply_policy();
         mirror
@@ -430,6 +436,7 @@ impl Mirror {
             | Message::Ask
             | Message::Begin { .. }
             | Message::Bulk { .. }
+            | Message::Packed { .. }
             | Message::TxnBegin { .. }
             | Message::TxnBlocks { .. }
             | Message::TxnFresh { .. }
@@ -451,10 +458,14 @@ impl Mirror {
     pub fn next_frame(&mut self, now: Duration) -> (Vec<Action>, Option<Frame>, Option<Duration>) {
         let mut out = Vec::new();
         if !self.streaming {
+            self.packed = None;
             return (out, None, None);
         }
+        if let Some(frame) = self.packed.take() {
+            return (out, Some(frame), None);
+        }
         match self.stream.next(now) {
-            Ok(Next::Frame(frame)) => (out, Some(frame), None),
+            Ok(Next::Frame(frame)) => (out, Some(self.pack(frame)), None),
             Ok(Next::Nothing { at }) => (out, None, at),
             Ok(Next::Cracked) => {
                 self.fire(Event::Cracked, now, &mut out);

@@ -15,6 +15,7 @@ pub mod keeper;
 pub mod lost;
 pub mod master;
 pub mod open;
+pub mod packing;
 pub mod policy;
 pub mod progress;
 pub mod ranges;

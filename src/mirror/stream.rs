@@ -243,6 +243,11 @@ impl Stream {
         self.rate = rate;
     }
 
+    /// Whether the line, or the mirror, is what holds the stream up.
+    pub fn is_held_up(&self) -> bool {
+        self.in_flight_bytes >= WINDOW_BYTES / 2
+    }
+
     /// When the oldest frame that is not acknowledged was sent.
     pub fn waits_since(&self) -> Option<Duration> {
         self.in_flight.front().map(|frame| frame.at)

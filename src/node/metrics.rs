@@ -87,7 +87,7 @@ fn of(mirror: &MirrorStatus, figure: fn(&crate::mirror::master::Tuning) -> u64) 
 }
 
 /// Name, kind, what it is, and where it is from.
-const FIGURES: [Figure; 21] = [
+const FIGURES: [Figure; 23] = [
     ("insync", "gauge", "1 while the mirror is in INSYNC", |m| {
         f64::from(u8::from(m.state == "INSYNC"))
     }),
@@ -166,6 +166,15 @@ const FIGURES: [Figure; 21] = [
         "transactions sent while they were being committed",
         |m| of(m, |c| c.sent_early),
     ),
+    (
+        "packed_from_bytes_total",
+        "counter",
+        "bytes of payload that were packed",
+        |m| of(m, |c| c.packed_from_bytes),
+    ),
+    ("packed_bytes_total", "counter", "what they became", |m| {
+        of(m, |c| c.packed_bytes)
+    }),
     (
         "cracks_total",
         "counter",

@@ -175,6 +175,15 @@ pub struct Place {
     pub lost: bool,
 }
 
+/// How a payload is packed.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// A block of lz4.
+    Lz4,
+    /// A frame of zstd.
+    Zstd,
+}
+
 /// The header of a frame.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -255,6 +264,13 @@ pub enum Message {
         zero: Vec<Range>,
         /// The cursor behind this frame (a block).
         cursor: u64,
+    },
+    /// Master: the payload of the next frame that has one is packed.
+    Packed {
+        /// How.
+        codec: Codec,
+        /// Bytes that it has unpacked, at most `MAX_STREAM_PAYLOAD`.
+        len: u64,
     },
     /// Master: a transaction begins, or several merged into one (`first` < `last`).
     TxnBegin {

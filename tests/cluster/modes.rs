@@ -258,8 +258,11 @@ fn figures_are_served_to_prometheus() {
             .unwrap()
     };
     assert_eq!(value("insync"), 1.0);
-    let waited =
-        || value("sync_wait_seconds_count") >= 5.0 && value("early_transactions_total") >= 1.0;
+    // Whether an fsync still has to wait when its commit is done here is a race between two disks; that each transaction
+    // went out before is not.
+    let early = || value("early_transactions_total") >= 5.0;
+    assert!(wait_until(Duration::from_secs(5), early), "{}", get());
+    let waited = || value("sync_wait_seconds_count") == value("syncs_delayed_total");
     assert!(wait_until(Duration::from_secs(5), waited), "{}", get());
     assert!(value("round_trip_seconds_count") > 0.0 && value("flush_seconds_count") > 0.0);
     assert!(value("bulk_bytes_total") > 0.0);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lockstepfs::fs::{Commit, Fs, New};
-use lockstepfs::mirror::policy::{SyncMode, Wishes};
+use lockstepfs::mirror::policy::{Compress, SyncMode, Wishes};
 use lockstepfs::units::{Ino, Txid};
 use states::State;
 
@@ -227,6 +227,48 @@ fn power_may_fail_at_any_moment_of_a_commit() {
             }
         }
     }
+}
+
+#[test]
+fn payloads_are_packed_as_asked_and_arrive_as_they_were() {
+    let mut world = World::new(5, 8 << 20);
+    create(world.fs(), "first", 3 << 20);
+    world.create_mirror();
+    let mut saved = Vec::new();
+    for (n, compress) in [Compress::Zstd, Compress::Lz4, Compress::Off, Compress::Auto]
+        .into_iter()
+        .enumerate()
+    {
+        // In the middle of what is under way, a first copy included.
+        world.mirror.as_mut().unwrap().set_wishes(Wishes {
+            compress: Some(compress),
+            ..Wishes::default()
+        });
+        for m in 0..6 {
+            create(world.fs(), &format!("f{n}-{m}"), 4000 + 100_000 * m);
+            for _ in 0..3 {
+                world.step();
+            }
+            if m == 3 {
+                world.cut_link();
+                world.cut = false;
+            }
+        }
+        world.settle();
+        world.assert_equal();
+        let counters = world.mirror.as_ref().unwrap().status(world.now()).counters;
+        saved.push(counters.packed_from_bytes - counters.packed_bytes);
+        let shown = match compress {
+            Compress::Zstd => "zstd",
+            Compress::Lz4 => "lz4",
+            // Nothing holds this line up.
+            Compress::Off | Compress::Auto => "off",
+        };
+        assert_eq!(counters.compress, shown);
+    }
+    assert!(saved[0] > 1 << 20 && saved[1] > saved[0], "{saved:?}");
+    assert_eq!(saved[1], saved[3], "packed though told not to");
+    world.check_parts(true);
 }
 
 #[test]

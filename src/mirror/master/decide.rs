@@ -221,6 +221,7 @@ impl Mirror {
     }
 
     pub(super) fn begin(&mut self, mode: Mode, from: Txid, compare: bool, out: &mut Vec<Action>) {
+        self.packed = None;
         let mut superblock = vec![0; 1024];
         if let Err(error) = self.shared.volume.read_bytes(1024, &mut superblock) {
             tracing::error!(%error, "the superblock can not be read");

@@ -5,7 +5,9 @@ use states::State;
 use super::{Action, Mirror};
 use crate::mirror::policy::{Policy, Wishes};
 use crate::mirror::rate::Rate;
+use crate::mirror::stream::Frame;
 use crate::units::Txid;
+use crate::wire::message::Message;
 
 impl Mirror {
     /// What the node's configuration says of mirrors that do not say otherwise.
@@ -35,6 +37,7 @@ impl Mirror {
         self.policy = Policy::resolve(&wishes, &self.defaults);
         let rate = Rate::new(Some(self.policy.rate));
         self.stream.set_policy(self.policy.is_sync(), rate);
+        self.packer.set(self.policy.compress);
         self.shared.gate.set_policy(&self.peer, &self.policy);
         self.show_gate();
     }
@@ -48,6 +51,26 @@ impl Mirror {
             self.record.once_insync,
             self.state == State::Idle,
         );
+    }
+
+    /// Packs a frame's payload where that pays: what is sent now, and what right after it.
+    pub(super) fn pack(&mut self, (message, payload): Frame) -> Frame {
+        let line = self.stream.is_held_up().then(|| {
+            let (raw, packed) = (self.packer.raw_bytes, self.packer.packed_bytes);
+            // What the line carries is what was packed, not what it was before.
+            let share = if raw > 0 && self.packer.chosen() != "off" {
+                packed as f64 / raw as f64
+            } else {
+                1.0
+            };
+            (self.progress.rate() as f64 * share) as u64
+        });
+        let Some((codec, bytes)) = self.packer.pack(&payload, line) else {
+            return (message, payload);
+        };
+        let len = payload.len() as u64;
+        self.packed = Some((message, bytes));
+        (Message::Packed { codec, len }, Vec::new())
     }
 
     /// What the mirror lacks, for the limits of its policy.

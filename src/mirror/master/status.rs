@@ -72,6 +72,12 @@ pub struct Tuning {
     pub round_trip: Histogram,
     /// How long the mirror took to make transactions durable.
     pub mirror_flush: Histogram,
+    /// How payloads are packed at present.
+    pub compress: String,
+    /// Bytes of payload that were packed, and what they became.
+    pub packed_from_bytes: u64,
+    /// See `packed_from_bytes`.
+    pub packed_bytes: u64,
     /// Limits and those who waited.
     pub waits: Waits,
 }
@@ -118,6 +124,9 @@ impl Mirror {
             time_in_queue: self.time_in_queue.clone(),
             round_trip: self.stream.round_trip.clone(),
             mirror_flush: self.mirror_flush.clone(),
+            compress: self.packer.chosen().to_string(),
+            packed_from_bytes: self.packer.raw_bytes,
+            packed_bytes: self.packer.packed_bytes,
             waits: self.shared.gate.waits(&self.peer),
         };
         Status {
