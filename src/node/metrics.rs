@@ -78,6 +78,13 @@ type Figure = (
     fn(&MirrorStatus) -> f64,
 );
 
+/// Name, what it is, and where it is from.
+type Times = (
+    &'static str,
+    &'static str,
+    fn(&crate::mirror::master::Tuning) -> &Histogram,
+);
+
 fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
@@ -275,7 +282,7 @@ pub fn text(volumes: &[VolumeStatus]) -> String {
             ));
         }
     }
-    let histograms: [(&str, &str, fn(&crate::mirror::master::Tuning) -> &Histogram); 4] = [
+    let histograms: [Times; 4] = [
         (
             "queue_seconds",
             "from a commit to the mirror's acknowledgement",

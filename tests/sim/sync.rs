@@ -129,7 +129,15 @@ fn cut(seed: u64, victim: Victim, at: u32, finished: bool) {
     let gate = Arc::clone(&world.master.as_ref().unwrap().shared.gate);
     create(&fs, "before", 50_000);
     fs.sync().unwrap();
-    create(&fs, "cut", if seed % 2 == 0 { 3000 } else { 150_000 });
+    create(
+        &fs,
+        "cut",
+        if seed.is_multiple_of(2) {
+            3000
+        } else {
+            150_000
+        },
+    );
     let commit: Option<Commit<'_>> = fs.begin_commit().unwrap();
     let commit = commit.unwrap();
     let txid = commit.txid();

@@ -6,7 +6,6 @@
 use super::change::{self, open_promoted};
 use super::{facts_of, frame, known_as, member, question, understood};
 use crate::fs::Writes;
-use crate::mirror::dirty::DirtyError;
 use crate::mirror::master::MasterVolume;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::roles::{Heir, Relation, lineage, relation};
@@ -356,7 +355,7 @@ fn differs(
         return Ok(None);
     }
     let mut at = BlockNo(0);
-    while let Some(range) = state.map.next_set(at, u64::MAX).map_err(DirtyError::from)? {
+    while let Some(range) = state.map.next_set(at, u64::MAX)? {
         dirty.insert(range);
         at = range.end();
     }
