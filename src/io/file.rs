@@ -187,6 +187,12 @@ impl FileDisk {
         Ok(disk)
     }
 
+    /// Gives the lock up, for a file that another lock guards: it can be opened again while an earlier opening lingers.
+    pub fn unlock(&self) {
+        // Of a descriptor that is open nothing is to be expected here.
+        let _ = rustix::fs::flock(self.file.as_fd(), FlockOperation::Unlock);
+    }
+
     /// Whether the store is a block device.
     pub fn is_device(&self) -> bool {
         self.device

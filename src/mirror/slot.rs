@@ -200,7 +200,9 @@ impl SlotState {
             .ok_or(MirrorError::LogLost(self.position))?;
         for info in infos.iter().take_while(|info| info.txid <= through) {
             let txn = journal.load_transaction(info.txid)?;
-            for range in touched(&txn) {
+            // What was freed, too: its space may be used again by what is never committed, and a master that comes back
+            // as a mirror gives these blocks up by this map. What is not allocated is not sent.
+            for range in touched(&txn).chain(txn.freed.iter().copied()) {
                 self.mark(range)?;
             }
         }

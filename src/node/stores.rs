@@ -63,6 +63,9 @@ impl MapStore for MapFiles {
             read_only: false,
         };
         let disk = FileDisk::open(&path, mode).map_err(io::Error::other)?;
+        // The node's own lock guards the directory. A detached mount that somebody still uses keeps a closed volume in
+        // memory, and its maps with it, when the volume is opened again in another role.
+        disk.unlock();
         Ok((Arc::new(disk), !usable))
     }
 }
