@@ -147,6 +147,12 @@ fn try_open(
     if opening == Opening::Changed {
         now = entry(&node.catalogue.get())?;
     }
+    let role = match &now.role {
+        Role::Master => "master",
+        Role::Mirror { .. } => "mirror",
+    };
+    // A change of role may have been cut off before the catalogue, from which the view was made, knew of it.
+    node.publish(host, |view| role.clone_into(&mut view.role));
     let volume = open_volume_of(host, &now)?;
     match &now.role {
         Role::Mirror { master } => {
