@@ -95,8 +95,8 @@ impl Figures {
 
     fn table(&self) -> String {
         let mut text = format!(
-            "{:42} {:>14} {:>14} {:>14}  unit\n",
-            "figure", EXT4, ALONE, MIRRORED
+            "{:42} {:>14} {:>14} {:>14} {:>14}  unit\n",
+            "figure", EXT4, ALONE, MIRRORED, SYNC
         );
         for line in &self.0 {
             let cell = |system: &str| {
@@ -104,11 +104,12 @@ impl Figures {
                 found.map_or(String::new(), |(_, v)| format!("{v:.1}"))
             };
             text += &format!(
-                "{:42} {:>14} {:>14} {:>14}  {}\n",
+                "{:42} {:>14} {:>14} {:>14} {:>14}  {}\n",
                 line.figure,
                 cell(EXT4),
                 cell(ALONE),
                 cell(MIRRORED),
+                cell(SYNC),
                 line.unit
             );
         }
@@ -131,6 +132,7 @@ impl Figures {
 const EXT4: &str = "ext4 on loop";
 const ALONE: &str = "lockstep";
 const MIRRORED: &str = "with a mirror";
+const SYNC: &str = "in sync mode";
 
 /// What the work is done on.
 trait System {
@@ -193,7 +195,7 @@ impl System for Lockstep {
         self.cluster
             .alpha
             .wait_mounted(VOLUME, Duration::from_secs(30));
-        if self.name == MIRRORED {
+        if self.name != ALONE {
             self.cluster.insync();
         }
     }
@@ -571,14 +573,17 @@ fn main() {
         workloads(&options, &mut figures, &mut kernel);
         drop(kernel);
         drop(dir);
-        for name in [ALONE, MIRRORED] {
+        for name in [ALONE, MIRRORED, SYNC] {
             let mut cluster = Cluster::linked();
             for node in cluster.nodes() {
                 place(node, options.one_cpu);
             }
             cluster.volume(mib, &[]);
-            if name == MIRRORED {
-                cluster.mirror(&[]);
+            if name != ALONE {
+                cluster.mirror(match name {
+                    SYNC => &["--mode", "sync"],
+                    _ => &[],
+                });
                 cluster.insync();
                 cluster.mount_mirror();
                 cluster.beta.wait_mounted(VOLUME, Duration::from_secs(30));
@@ -601,7 +606,7 @@ fn main() {
                     name,
                     memory(&cluster.alpha, field) / MIB as f64,
                 );
-                if name == MIRRORED {
+                if name != ALONE {
                     let figure = format!("memory: mirror's daemon, {what}");
                     figures.put(
                         &figure,
@@ -611,7 +616,7 @@ fn main() {
                     );
                 }
             }
-            if name == MIRRORED {
+            if name != ALONE {
                 system.cluster.insync();
                 system.cluster.verify();
             }

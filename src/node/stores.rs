@@ -18,6 +18,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How long a mount that was withdrawn may take to let go of a copy's parts, and how often that is looked at.
+const RELEASED_WITHIN: Duration = Duration::from_secs(5);
+const RELEASE_LOOK: Duration = Duration::from_millis(10);
 
 /// Dirty maps as `map.PEER` in a volume's directory.
 #[derive(Debug)]
@@ -135,6 +140,7 @@ impl PartStore for MirrorParts {
         if expect == Expect::Ours {
             needed = None;
         }
+        wait_for_release(&node, volume);
         let made = open_parts(&specs, block_size, expect, needed);
         let disks = made.map_err(|e| (cause(&e), chain(&e)))?;
         let open = Volume::new(disks, block_size).map_err(|e| refused(chain(&e)))?;
@@ -183,6 +189,16 @@ impl PartStore for MirrorParts {
                 .with("bytes", parts.iter().sum::<u64>()),
         );
         Ok(open)
+    }
+}
+
+/// After a failure the parts are opened anew; whoever still reads the copy as it was, in this process, is about to let go
+/// of it, and of the locks of its parts.
+fn wait_for_release(node: &Node, volume: &str) {
+    let Ok(host) = node.host(volume) else { return };
+    let until = Instant::now() + RELEASED_WITHIN;
+    while host.parts.lock().strong_count() > 0 && Instant::now() < until {
+        std::thread::sleep(RELEASE_LOOK);
     }
 }
 

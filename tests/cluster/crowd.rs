@@ -119,9 +119,9 @@ fn damage_is_an_error_and_nothing_worse() {
         .lines()
         .find(|l| l.trim_start().starts_with("0/"))
         .and_then(|l| {
-            l.split_whitespace()
-                .rev()
-                .find_map(|w| w.parse().ok().filter(|n: &u64| *n > 600))
+            // Level, entries, logical, physical, length; the last column but one.
+            let words: Vec<&str> = l.split_whitespace().collect();
+            words[words.len() - 2].parse().ok()
         })
         .unwrap_or_else(|| panic!("{extents}"));
     corrupt(&part, dir_block * 4096, 64);
