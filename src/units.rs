@@ -1,6 +1,8 @@
 //! Numbers with units. Owns the newtypes that keep a volume block from being taken for a file block, a
 //! transaction id for a block number, an index for a length. Never does I/O and never touches bytes on disk.
 
+pub mod planted;
+
 use std::fmt;
 
 macro_rules! unit {

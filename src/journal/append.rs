@@ -15,7 +15,7 @@ use super::state::{Newest, Pending, Txn, gone};
 use super::superblock::LogFormat;
 use super::transaction::{Image, Transaction, chain_hash};
 use super::{Journal, JournalError, Refused};
-use crate::units::{BlockNo, BlockRange, Generation, Txid, coalesce};
+use crate::units::{BlockNo, BlockRange, Generation, Txid, coalesce, planted};
 
 /// Transactions that share two flushes. Bounds how many tids a crash can leave behind in the log without a commit.
 pub(super) const MAX_GROUP: u32 = 256;
@@ -258,7 +258,10 @@ impl Journal {
         for txn in txns.iter().take(MAX_GROUP as usize) {
             let refs: Vec<BlockRange> = txn.refs.iter().map(|r| r.range).collect();
             let gone = gone(&txn.freed, &refs, &txn.zeroed);
-            let revokes = revokes(&gone, txn, &state.logged, &earlier);
+            let mut revokes = revokes(&gone, txn, &state.logged, &earlier);
+            if planted::is("skip-revoke") {
+                revokes.clear();
+            }
             let confirmed = confirmed.unwrap_or(txn.txid);
             let plan = plan(
                 &state.format,
@@ -432,7 +435,9 @@ impl Journal {
         for (pos, tid) in written.commits {
             self.log.write(pos, &written.format.encode_commit(tid))?;
         }
-        self.flush()?;
+        if !planted::is("ack-before-flush") {
+            self.flush()?;
+        }
         let mut state = self.state.write();
         for (txn, zeroed) in written.indexed.into_iter().zip(zeroed) {
             state.push(txn, zeroed);

@@ -5,6 +5,7 @@
 use crate::ext4::features::incompat::RECOVER;
 use crate::ext4::{LOCKSTEP_INCOMPAT_GUARD, Superblock};
 use crate::mirror::MirrorError;
+use crate::units::planted;
 use crate::volume::Volume;
 
 /// Where the superblock is, in bytes from the start of the volume; its size is 1024 bytes.
@@ -13,6 +14,10 @@ const OFFSET: u64 = 1024;
 /// Sets and clears incompat bits of a superblock's bytes, and mends its checksum. Bytes that are no superblock stay as
 /// they are.
 pub fn patch(raw: &mut [u8], set: u32, clear: u32) {
+    let set = match planted::is("no-guard") {
+        true => set & !LOCKSTEP_INCOMPAT_GUARD,
+        false => set,
+    };
     if let Ok(mut superblock) = Superblock::decode(raw)
         && superblock.set_incompat(clear, false).is_ok()
         && superblock.set_incompat(set, true).is_ok()

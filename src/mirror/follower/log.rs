@@ -14,7 +14,7 @@ use crate::mirror::floor::Heir;
 use crate::mirror::keeper::FollowerKeeper;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::{MirrorError, committed, guard, stamps};
-use crate::units::{BlockRange, Generation, Txid};
+use crate::units::{BlockRange, Generation, Txid, planted};
 use crate::volume::facts::Facts;
 
 impl Follower {
@@ -158,7 +158,11 @@ impl Follower {
             match journal.resume(&facts.segments, &tail, end) {
                 Ok(infos) => {
                     kept = Some(Txid(tail.txid.0.saturating_sub(1)));
-                    if let Some(info) = infos.last().filter(|info| info.txid > facts.applied) {
+                    let stale = planted::is("stale-facts");
+                    if let Some(info) = infos
+                        .last()
+                        .filter(|info| info.txid > facts.applied && !stale)
+                    {
                         facts.applied = info.txid;
                         facts.chain = info.chain;
                     }
@@ -175,6 +179,7 @@ impl Follower {
         if let Some(recovery) = recovery
             && let (Some(last), Some(chain)) = (recovery.last, recovery.chain)
             && last > facts.applied
+            && !planted::is("stale-facts")
         {
             facts.applied = last;
             facts.chain = chain;
