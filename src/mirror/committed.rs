@@ -84,6 +84,8 @@ pub fn empty_log(volume: &Volume, log: &[BlockRange]) -> Result<Vec<u8>, MirrorE
     let mut superblock = JournalSuperblock::decode(&block, volume.block_size(), blocks)?;
     let sequence = superblock.s_sequence();
     superblock.set_tail(LogBlock(0), sequence);
+    // Where its first transaction goes: a power cut before that one leaves a log that nobody else has used.
+    superblock.set_head(LogBlock(superblock.s_first()));
     superblock.set_errno(0);
     let encoded = superblock.encode();
     block[..encoded.len()].copy_from_slice(encoded);

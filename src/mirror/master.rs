@@ -745,13 +745,10 @@ impl Mirror {
         if acked == Acked::Again {
             self.begin_resync(now, out);
         }
+        self.note_replaced(acked == Acked::InSync);
         if acked == Acked::InSync {
             self.truth.copying = false;
             self.truth.consistent_at = txid.0;
-            if self.record.changed_outside {
-                self.record.changed_outside = false;
-                self.save();
-            }
             self.fire(Event::CopyFinished, now, out);
         }
         Ok(())

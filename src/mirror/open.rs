@@ -18,7 +18,7 @@ use crate::mirror::keeper::MasterKeeper;
 use crate::mirror::master::MasterVolume;
 use crate::mirror::slot::{Slot, SlotState, Slots};
 use crate::mirror::stamps;
-use crate::units::{Generation, Txid};
+use crate::units::{Generation, Txid, planted};
 use crate::volume::Volume;
 use crate::volume::facts::{FactStore, Facts, Lineage, PeerFacts};
 
@@ -128,7 +128,10 @@ pub fn open_master(
     let generation = Generation(options.random.u128());
     facts.generations.push(Lineage {
         generation,
-        fork: last,
+        fork: match planted::is("forget-fork") {
+            true => Txid(0),
+            false => last,
+        },
     });
     let surplus = facts.generations.len().saturating_sub(MAX_LINEAGE);
     facts.generations.drain(..surplus);
@@ -205,6 +208,9 @@ pub fn open_master(
     }
     {
         let mut facts = facts.lock();
+        // From here on this state has the name `opened_at`, to mirrors too: a power cut before the first commit must not take it
+        // back behind what they were told.
+        facts.applied = facts.applied.max(opened_at);
         facts.stamps = Some(stamps::read_open(&volume)?);
         options.facts.save(&facts)?;
     }
@@ -313,6 +319,9 @@ impl OpenMaster {
             ..PeerFacts::default()
         };
         known.record.rate = rate;
+        // While there was no mirror, data was overwritten at home: the log does not have it, whatever a copy that is
+        // left from before says.
+        known.record.changed_outside = facts.peers.is_empty();
         facts.peers.insert(peer.to_string(), known);
         self.shared.store.save(&facts)?;
         Ok(slot)

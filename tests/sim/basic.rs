@@ -276,3 +276,42 @@ fn a_master_that_loses_power_again_and_again_only_replays() {
         }
     }
 }
+
+#[test]
+fn a_mirror_made_again_has_what_was_overwritten_while_there_was_none() {
+    let mut world = World::new(7, 8 << 20);
+    let ino = file(&world, "f", &pattern(1, 300_000));
+    world.create_mirror();
+    world.settle();
+    world.cut_link();
+    world.request(Request::Delete);
+    let slot = Arc::clone(world.mirror.take().unwrap().slot());
+    world.master.as_ref().unwrap().remove_mirror(&slot).unwrap();
+    // Straight home, and in no transaction.
+    world.fs().write(ino, 0, &pattern(9, 200_000)).unwrap();
+    world.fs().sync().unwrap();
+    world.cut = false;
+    world.create_mirror();
+    world.settle();
+    world.assert_equal();
+}
+
+#[test]
+fn a_mirror_that_loses_power_before_its_first_transaction_only_replays() {
+    let mut world = World::new(8, 8 << 20);
+    file(&world, "f", &pattern(1, 300_000));
+    world.create_mirror();
+    world.settle();
+    let before = world.mirror.as_ref().unwrap().status(world.now());
+    world.crash_mirror();
+    world.start_mirror();
+    world.settle();
+    world.assert_equal();
+    let after = world.mirror.as_ref().unwrap().status(world.now());
+    assert_eq!(after.bytes_read, before.bytes_read, "{:#?}", world.trace);
+    assert!(
+        world.trace.iter().all(|(_, to, _)| *to != State::OutOfSync),
+        "{:#?}",
+        world.trace
+    );
+}

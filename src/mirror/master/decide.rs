@@ -280,6 +280,17 @@ impl Mirror {
         self.begin(Mode::Replicate { cursor: cursor.0 }, from, false, out);
     }
 
+    /// The mirror acknowledged: what it had before does not matter once all of it is being copied, or was compared.
+    pub(super) fn note_replaced(&mut self, in_sync: bool) {
+        let decision = self.outcome.as_ref().map(|outcome| outcome.decision);
+        let from = CopyFrom::Start;
+        let anew = decision == Some(Decision::Replicate { from });
+        if self.record.changed_outside && (in_sync || anew) {
+            self.record.changed_outside = false;
+            self.save();
+        }
+    }
+
     pub(super) fn begin_resync(&mut self, now: Duration, out: &mut Vec<Action>) {
         self.truth.copying = true;
         let by = match self.outcome.take().map(|outcome| outcome.decision) {
