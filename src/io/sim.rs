@@ -18,7 +18,7 @@ use super::{Clock, Random, Timespec};
 /// A clock that stands still until it is told to advance.
 #[derive(Debug)]
 pub struct SimClock {
-    start: Timespec,
+    start: Mutex<Timespec>,
     passed: Mutex<Duration>,
 }
 
@@ -26,9 +26,14 @@ impl SimClock {
     /// A clock that shows `start`, its monotonic time being zero.
     pub fn new(start: Timespec) -> SimClock {
         SimClock {
-            start,
+            start: Mutex::new(start),
             passed: Mutex::new(Duration::ZERO),
         }
+    }
+
+    /// Somebody sets the time of day: it jumps by `secs`, forwards or back. Monotonic time goes on as before.
+    pub fn jump(&self, secs: i64) {
+        self.start.lock().secs += secs;
     }
 
     /// Lets `by` pass.
@@ -49,10 +54,10 @@ impl Default for SimClock {
 
 impl Clock for SimClock {
     fn now(&self) -> Timespec {
-        let passed = *self.passed.lock();
-        let nanos = self.start.nanos + passed.subsec_nanos();
+        let (start, passed) = (*self.start.lock(), *self.passed.lock());
+        let nanos = start.nanos + passed.subsec_nanos();
         Timespec {
-            secs: self.start.secs + passed.as_secs() as i64 + i64::from(nanos / 1_000_000_000),
+            secs: start.secs + passed.as_secs() as i64 + i64::from(nanos / 1_000_000_000),
             nanos: nanos % 1_000_000_000,
         }
     }

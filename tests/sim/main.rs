@@ -1,5 +1,6 @@
 //! Simulation: the real engine, journal, sequencer, follower, bulk replicator and dirty maps on simulated disks, clocks
-//! and links, single-threaded, from a seed. Nothing of the product is replaced but the devices.
+//! and links, single-threaded, from a seed. Nothing of the product is replaced but the devices. Directed walks of two nodes
+//! (`world`), and the simulator of `examples/simulate` with everything that can go wrong.
 
 mod world;
 
@@ -9,3 +10,10 @@ mod sync;
 
 mod random;
 mod staged;
+
+mod simulate;
+
+mod walks;
+
+#[cfg(feature = "planted")]
+mod planted;

@@ -1,0 +1,89 @@
+//! A node: what outlasts its process, and the process itself while it runs.
+//!
+//! Owns the product's objects. What the daemon does around them with threads and sockets (dial, hand frames over, give
+//! up) is done here in the same order, one step at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstepfs::io::sim::SimClock;
+use lockstepfs::mirror::follower::Follower;
+use lockstepfs::mirror::master::Mirror;
+use lockstepfs::mirror::open::OpenMaster;
+use lockstepfs::units::Txid;
+use states::State;
+
+use super::device::{Home, Power};
+use super::net::ConnId;
+
+pub struct Node {
+    pub name: String,
+    pub power: Arc<Power>,
+    pub clock: Arc<SimClock>,
+    /// By volume: kept on disk.
+    pub homes: BTreeMap<usize, Home>,
+    /// The process: what it serves, by volume; none while the node is down.
+    pub hosts: Option<BTreeMap<usize, Host>>,
+    /// It waits for a slow disk until then.
+    pub busy_until: Duration,
+    /// A disk was made to fail: errors are no surprise, until it is mended.
+    pub faulty: bool,
+}
+
+impl Node {
+    pub fn is_up(&self) -> bool {
+        self.hosts.is_some()
+    }
+}
+
+pub enum Host {
+    Master(Box<MasterHost>),
+    Mirror(Box<MirrorHost>),
+    /// It could not be opened, or gave up: the operator has to mend the disk and start the node again.
+    Closed(String),
+}
+
+pub struct MasterHost {
+    pub open: OpenMaster,
+    /// By the number of the mirror's node.
+    pub drivers: BTreeMap<usize, Driver>,
+    /// When the commit timer is due.
+    pub commit_at: Duration,
+    pub tick_at: Duration,
+    /// The last transaction of which the drivers know.
+    pub told: Txid,
+}
+
+/// What was sent since a copy or a repair began.
+#[derive(Clone, Copy, Debug)]
+pub struct Stint {
+    pub bulk: u64,
+    pub changed: u64,
+    /// Bytes that the map had at the beginning; none for a comparison or a first copy.
+    pub marked: Option<u64>,
+}
+
+pub struct Driver {
+    pub mirror: Mirror,
+    pub conn: Option<ConnId>,
+    /// A dial ends then.
+    pub dial_at: Option<Duration>,
+    pub state: State,
+    pub stint: Option<Stint>,
+    pub verifying: bool,
+    /// Since it was made: it was INSYNC once, and nothing happened since that excuses a comparison.
+    pub was_insync: bool,
+}
+
+pub struct MirrorHost {
+    pub follower: Follower,
+    pub call: Option<ConnId>,
+    /// A copy goes home directly on the present call.
+    pub copying: bool,
+    /// When the timer that brings the log home is due.
+    pub commit_at: Duration,
+    pub tick_at: Duration,
+    /// The transaction at which the copy was compared last, since it was opened.
+    pub seen: Option<Txid>,
+}

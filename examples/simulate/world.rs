@@ -1,0 +1,504 @@
+//! The world: nodes, volumes and the network between them, in one thread.
+//!
+//! Owns time and the order in which everything happens. The product's objects are driven with inputs, and their outputs
+//! are carried out, as the daemon does. Nothing of the product is replaced but the devices. Invariant: the same script
+//! gives the same run, whatever machine it runs on.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstepfs::fs::FsError;
+use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
+use lockstepfs::io::{Clock, Timespec};
+use lockstepfs::mirror::follower::{Env, Follower};
+use lockstepfs::mirror::lost::LostStore;
+use lockstepfs::mirror::master::Mirror;
+use lockstepfs::mirror::open::{MapStore, MasterOptions, open_master};
+use lockstepfs::mirror::rate::Rate;
+use lockstepfs::mirror::staging::StagingStore;
+use lockstepfs::units::Txid;
+use lockstepfs::volume::facts::{Copy, FactStore, Facts, Role};
+use parking_lot::Mutex;
+use states::State;
+
+use super::device::{Home, Power};
+use super::drive;
+use super::files;
+use super::golden::Golden;
+use super::image;
+use super::net::{End, Net};
+use super::node::{Driver, Host, MasterHost, MirrorHost, Node};
+use super::script::{Script, VolumeShape};
+use super::tally::Tally;
+
+const CACHE: usize = 4 << 20;
+const TRACE: usize = 60;
+
+/// One replicated volume, as somebody sees it who knows everything.
+pub struct VolumeState {
+    pub name: String,
+    pub shape: VolumeShape,
+    pub golden: Arc<Mutex<Golden>>,
+    /// The last transaction that was acknowledged to an application.
+    pub acked: Txid,
+    /// Per mirror: the last transaction of which an acknowledgement left it.
+    pub durable: BTreeMap<usize, Txid>,
+    /// Mirrors that have had all of it since they were created.
+    pub complete: BTreeSet<usize>,
+    /// Mirrors to which something happened that leads to a comparison or another copy.
+    pub excused: BTreeSet<usize>,
+}
+
+impl VolumeState {
+    /// Bytes that files may take.
+    pub fn room(&self) -> u64 {
+        let bytes: u64 = self.shape.parts.iter().sum();
+        (bytes - (self.shape.buffer_mib << 20)) * 4 / 10
+    }
+}
+
+pub struct World {
+    /// The luck of the present step.
+    pub random: SimRandom,
+    pub nodes: Vec<Node>,
+    pub volumes: Vec<VolumeState>,
+    pub net: Net,
+    pub now: Duration,
+    pub tally: Tally,
+    /// As [`Script::strict`].
+    pub strict: bool,
+    /// What happened last, for a failing run.
+    pub trace: VecDeque<String>,
+}
+
+impl World {
+    pub fn new(script: &Script) -> World {
+        let random = SimRandom::new(script.seed);
+        let nodes = (0..script.nodes).map(|n| {
+            let clock = SimClock::new(Timespec {
+                secs: 1_800_000_000 + n as i64,
+                nanos: 0,
+            });
+            Node {
+                name: format!("n{n}"),
+                power: Arc::new(Power::new(random.next_u64())),
+                clock: Arc::new(clock),
+                homes: BTreeMap::new(),
+                hosts: Some(BTreeMap::new()),
+                busy_until: Duration::ZERO,
+                faulty: false,
+            }
+        });
+        let mut world = World {
+            nodes: nodes.collect(),
+            volumes: Vec::new(),
+            net: Net::default(),
+            now: Duration::ZERO,
+            tally: Tally::default(),
+            strict: script.strict,
+            trace: VecDeque::new(),
+            random,
+        };
+        world.net.jitter_ms = world.random.below(20);
+        for (v, shape) in script.volumes.iter().enumerate() {
+            world.make_volume(v, shape);
+        }
+        world
+    }
+
+    fn make_volume(&mut self, v: usize, shape: &VolumeShape) {
+        self.volumes.push(VolumeState {
+            name: format!("v{v}"),
+            shape: shape.clone(),
+            golden: Arc::new(Mutex::new(Golden::new(shape.block_size as usize))),
+            acked: Txid(0),
+            durable: BTreeMap::new(),
+            complete: BTreeSet::new(),
+            excused: BTreeSet::new(),
+        });
+        for n in 0..self.nodes.len() {
+            let parts = match n == shape.master {
+                true => image::fresh(shape),
+                false => shape
+                    .parts
+                    .iter()
+                    .map(|len| Arc::new(SimDisk::named(format!("n{n}"), *len)))
+                    .collect(),
+            };
+            let power = Arc::clone(&self.nodes[n].power);
+            let home = Home::new(parts, shape.block_size, &power);
+            if n == shape.master {
+                let facts = Facts {
+                    copy: Copy::Complete,
+                    ..Facts::blank(0x1000 + v as u128, format!("v{v}"), Role::Master)
+                };
+                home.facts.save(&facts).expect("the power is on");
+            }
+            self.nodes[n].homes.insert(v, home);
+        }
+        self.open_host(shape.master, v);
+        if let Some(Host::Master(host)) = self.host(shape.master, v) {
+            let fs = Arc::clone(&host.open.shared.fs);
+            files::prepare(&fs).expect("a fresh volume has room for three directories");
+        }
+    }
+
+    pub fn note(&mut self, what: impl FnOnce() -> String) {
+        if self.trace.len() >= TRACE {
+            self.trace.pop_front();
+        }
+        let line = format!("{:>9.3} {}", self.now.as_secs_f64(), what());
+        if std::env::var_os("LOCKSTEP_SIM_TRACE").is_some() {
+            eprintln!("{line}");
+        }
+        self.trace.push_back(line);
+    }
+
+    pub fn host(&mut self, n: usize, v: usize) -> Option<&mut Host> {
+        self.nodes[n].hosts.as_mut()?.get_mut(&v)
+    }
+
+    pub fn take_host(&mut self, n: usize, v: usize) -> Option<Host> {
+        self.nodes[n].hosts.as_mut()?.remove(&v)
+    }
+
+    /// Puts a host back, unless the node has died meanwhile.
+    pub fn put_host(&mut self, n: usize, v: usize, host: Host) {
+        if let Some(hosts) = &mut self.nodes[n].hosts {
+            hosts.insert(v, host);
+        }
+    }
+
+    /// The node that is the volume's master and up, with the volume open.
+    pub fn master_of(&self, v: usize) -> Option<usize> {
+        (0..self.nodes.len()).find(|n| {
+            let hosts = self.nodes[*n].hosts.as_ref();
+            matches!(hosts.and_then(|hosts| hosts.get(&v)), Some(Host::Master(_)))
+        })
+    }
+
+    // ---- power ----
+
+    /// Whether the power of a node went a moment ago; then the node is dead.
+    pub fn noticed_dark(&mut self, n: usize) -> bool {
+        if self.nodes[n].power.is_on() {
+            return false;
+        }
+        if self.nodes[n].is_up() {
+            self.note(|| format!("n{n}: the power is gone"));
+            self.power_cut(n);
+        }
+        true
+    }
+
+    /// The power of a node goes now.
+    pub fn power_cut(&mut self, n: usize) {
+        if !self.nodes[n].is_up() {
+            // What it had was on its disks.
+            return;
+        }
+        self.nodes[n].hosts = None;
+        for home in self.nodes[n].homes.values() {
+            home.crash(Survivors::Random(&self.random));
+        }
+        self.nodes[n].power.back();
+        self.net.power_cut(n, &self.random);
+    }
+
+    /// The node's process is killed: what it wrote is in the kernel's hands, and the kernel hangs up.
+    pub fn kill(&mut self, n: usize) {
+        if !self.nodes[n].is_up() {
+            return;
+        }
+        self.hang_up(n);
+        self.nodes[n].hosts = None;
+        for home in self.nodes[n].homes.values() {
+            home.crash(Survivors::All);
+        }
+        self.nodes[n].power.back();
+    }
+
+    fn hang_up(&mut self, n: usize) {
+        for id in self.net.ids() {
+            let Some(conn) = self.net.get(id) else {
+                continue;
+            };
+            let (master, mirror) = (conn.master, conn.mirror);
+            if master == n {
+                self.net.close(id, End::Master);
+            }
+            if mirror == n {
+                self.net.close(id, End::Mirror);
+            }
+        }
+    }
+
+    /// Starts a node: opens all that it has.
+    pub fn boot(&mut self, n: usize) {
+        if self.nodes[n].is_up() {
+            return;
+        }
+        self.note(|| format!("n{n}: starts"));
+        self.nodes[n].hosts = Some(BTreeMap::new());
+        self.nodes[n].busy_until = Duration::ZERO;
+        self.net.booted(n, self.now);
+        let volumes: Vec<usize> = self.nodes[n].homes.keys().copied().collect();
+        for v in volumes {
+            if self.nodes[n].homes[&v].facts.stored().is_some() {
+                self.open_host(n, v);
+            }
+            if self.noticed_dark(n) {
+                // An opening that was cut short has its mirrors compared: nobody knows whether somebody else wrote.
+                self.excuse(n);
+                return;
+            }
+        }
+    }
+
+    /// Stops a node in order: all that can be closed is closed.
+    pub fn stop(&mut self, n: usize) {
+        let Some(hosts) = self.nodes[n].hosts.take() else {
+            return;
+        };
+        self.note(|| format!("n{n}: stops"));
+        let mut unclean = false;
+        for (v, host) in hosts {
+            let closed = match host {
+                Host::Master(host) => host.open.close(),
+                Host::Mirror(mut host) => host.follower.close().map(drop),
+                Host::Closed(_) => Ok(()),
+            };
+            if let Err(error) = closed {
+                unclean = true;
+                self.error(n, &format!("closing v{v}: {error}"));
+            }
+        }
+        self.hang_up(n);
+        if !self.nodes[n].power.is_on() || unclean {
+            self.nodes[n].hosts = Some(BTreeMap::new());
+        }
+        if !self.nodes[n].power.is_on() {
+            self.power_cut(n);
+        } else if unclean {
+            self.kill(n);
+        } else {
+            self.nodes[n].power.back();
+        }
+    }
+
+    /// Something failed on a node: no surprise after what was done to it, a violation otherwise.
+    pub fn error(&mut self, n: usize, what: &str) {
+        let excused = self.nodes[n].faulty || !self.nodes[n].power.is_on();
+        assert!(
+            excused,
+            "I7: n{n} failed although nothing was done to it: {what}"
+        );
+        self.note(|| format!("n{n}: {what}"));
+    }
+
+    // ---- opening ----
+
+    fn open_host(&mut self, n: usize, v: usize) {
+        let Some(facts) = self.nodes[n].homes[&v].facts.stored() else {
+            return;
+        };
+        let opened = match facts.role {
+            Role::Master => self.open_master(n, v, facts),
+            Role::Mirror => self.open_mirror(n, v, Some(facts)),
+        };
+        match opened {
+            Ok(host) => self.put_host(n, v, host),
+            Err(error) => {
+                self.error(n, &format!("opening v{v}: {error}"));
+                self.put_host(n, v, Host::Closed(error));
+            }
+        }
+    }
+
+    fn open_master(&mut self, n: usize, v: usize, facts: Facts) -> Result<Host, String> {
+        let node = &self.nodes[n];
+        let home = &node.homes[&v];
+        let options = MasterOptions {
+            node: node.name.clone(),
+            facts: Arc::clone(&home.facts) as Arc<dyn FactStore>,
+            maps: Arc::clone(&home.maps) as Arc<dyn MapStore>,
+            clock: Arc::clone(&node.clock) as Arc<dyn Clock>,
+            random: Arc::new(self.random.fork()),
+            cache_bytes: CACHE,
+            commit_interval: Duration::from_secs(1),
+        };
+        let open = open_master(home.volume(), facts, &options).map_err(|e| e.to_string())?;
+        let records = open.shared.facts.lock().peers.clone();
+        self.recovered(v, n, &open)?;
+        let golden = Arc::clone(&self.volumes[v].golden);
+        let journal = Arc::downgrade(&open.shared.journal);
+        open.shared.fs.on_commit(Box::new(move |txid| {
+            if let Some(journal) = journal.upgrade() {
+                golden.lock().committed(&journal, txid);
+            }
+        }));
+        let mut host = MasterHost {
+            told: open.shared.journal.last_committed(),
+            open,
+            drivers: BTreeMap::new(),
+            commit_at: self.now,
+            tick_at: Duration::ZERO,
+        };
+        for slot in host.open.slots.all() {
+            let Some(peer) = self.nodes.iter().position(|node| node.name == slot.peer) else {
+                continue;
+            };
+            let record = records
+                .get(&slot.peer)
+                .map(|known| known.record.clone())
+                .unwrap_or_default();
+            let rate = Rate::new(record.rate);
+            let mirror = Mirror::new(
+                host.open.shared.clone(),
+                slot.peer.clone(),
+                slot,
+                record,
+                rate,
+            );
+            self.add_driver(&mut host, n, v, peer, mirror);
+        }
+        Ok(Host::Master(Box::new(host)))
+    }
+
+    /// A master was opened: what was acknowledged is there, and what is there is a state that it had.
+    fn recovered(
+        &mut self,
+        v: usize,
+        n: usize,
+        open: &lockstepfs::mirror::open::OpenMaster,
+    ) -> Result<(), String> {
+        let faulty = self.nodes[n].faulty;
+        let volume = &mut self.volumes[v];
+        let shared = &open.shared;
+        if faulty {
+            // Its disk may have lost what it had been told to flush: from here on nobody can say what each block was.
+            volume.acked = volume.acked.min(shared.fork);
+            let mut golden = volume.golden.lock();
+            golden.end();
+            golden.blind = true;
+        }
+        if volume.golden.lock().since.is_none() {
+            // Nobody asks for the name of a state that no mirror has; what it contains is looked at below.
+            volume.acked = volume.acked.min(shared.fork);
+        }
+        assert!(
+            shared.fork >= volume.acked,
+            "I3: transaction {} of v{v} was acknowledged, its master n{n} came back with {}",
+            volume.acked,
+            shared.fork
+        );
+        let mut golden = volume.golden.lock();
+        let fresh = golden.last == Txid(0);
+        golden.reopened(shared);
+        let exact = golden.since.is_some();
+        if fresh {
+            return Ok(());
+        }
+        // The files are those of that transaction; where an operation was cut short, those that are there.
+        let mut expected = match golden.snapshots.get(&shared.fork) {
+            Some(snapshot) => snapshot.clone(),
+            None => golden.files().clone(),
+        };
+        drop(golden);
+        let names: Vec<String> = match exact {
+            true => expected.unsure.iter().cloned().collect(),
+            // Without a mirror overwrites go straight home: they may be there before their transaction is.
+            false => files::all_names(),
+        };
+        for name in names {
+            match files::read(&shared.fs, &name).map_err(|e| e.to_string())? {
+                Some(bytes) => expected.files.insert(name.clone(), Arc::new(bytes)),
+                None => expected.files.remove(&name),
+            };
+            expected.unsure.remove(&name);
+        }
+        files::compare(&shared.fs, &expected, &format!("the master n{n}"))?;
+        drive::sound(
+            &shared.journal,
+            &format!("the master n{n} of {}", volume.name),
+        );
+        self.tally.check("files of a master that was opened", 1);
+        let mut golden = self.volumes[v].golden.lock();
+        *golden.files() = expected;
+        Ok(())
+    }
+
+    pub fn add_driver(
+        &mut self,
+        host: &mut MasterHost,
+        n: usize,
+        v: usize,
+        peer: usize,
+        mirror: Mirror,
+    ) {
+        let mut driver = Driver {
+            state: State::New,
+            mirror,
+            conn: None,
+            dial_at: None,
+            stint: None,
+            verifying: false,
+            was_insync: false,
+        };
+        let actions = driver.mirror.start(self.now);
+        self.act(n, v, peer, &mut driver, actions);
+        host.drivers.insert(peer, driver);
+    }
+
+    pub fn open_mirror(
+        &mut self,
+        n: usize,
+        v: usize,
+        facts: Option<Facts>,
+    ) -> Result<Host, String> {
+        let node = &self.nodes[n];
+        let home = &node.homes[&v];
+        let env = Env {
+            node: node.name.clone(),
+            parts: home.part_store(),
+            facts: Arc::clone(&home.facts) as Arc<dyn FactStore>,
+            maps: Arc::clone(&home.maps) as Arc<dyn MapStore>,
+            staging: Arc::clone(&home.staging) as Arc<dyn StagingStore>,
+            lost: Arc::clone(&home.lost) as Arc<dyn LostStore>,
+            clock: Arc::clone(&node.clock) as Arc<dyn Clock>,
+            random: Arc::new(self.random.fork()),
+            cache_bytes: CACHE,
+        };
+        let volume = facts.as_ref().map(|_| home.volume());
+        let name = self.volumes[v].name.clone();
+        let (follower, outputs) =
+            Follower::open(env, name, facts, volume).map_err(|e| e.to_string())?;
+        let durable = self.volumes[v].durable.get(&n).copied().unwrap_or_default();
+        assert!(
+            follower.durable() >= durable || !follower.is_consistent() || node.faulty,
+            "I3: transaction {durable} of v{v} was acknowledged by n{n}, which came back with {}",
+            follower.applied()
+        );
+        let mut host = MirrorHost {
+            follower,
+            call: None,
+            copying: false,
+            commit_at: self.now,
+            tick_at: self.now,
+            seen: None,
+        };
+        self.put_out(n, v, &mut host, outputs);
+        self.check_mirror(n, v, &mut host, true);
+        Ok(Host::Mirror(Box::new(host)))
+    }
+
+    /// An operation of an application failed: only a node whose disk fails, or has no power, may do that.
+    pub fn operation_failed(&mut self, n: usize, error: &FsError) {
+        match error {
+            // A name that is not there, because an earlier operation was cut short.
+            FsError::Refused(_) if self.nodes[n].faulty => {}
+            error => self.error(n, &format!("an operation failed: {error}")),
+        }
+    }
+}

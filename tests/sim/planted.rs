@@ -1,0 +1,48 @@
+//! Bugs on purpose, one at a time: the simulator finds each of them within a bounded number of seeds, and for the right
+//! reason. Runs with the feature `planted` only.
+
+use lockstepfs::units::planted;
+
+use crate::simulate::run::{rule, run};
+use crate::simulate::script::Script;
+
+/// Seeds within which a bug has to be found.
+const SEEDS: u64 = 150;
+
+/// The invariants of which a bug may be the end. Others are broken by it, too; the first that is noticed counts.
+fn reasons(bug: &str) -> &'static [&'static str] {
+    match bug {
+        "ack-before-flush" => &["I3"],
+        "drop-dirty-bit" => &["I1", "I3"],
+        "skip-revoke" => &["I1", "I3"],
+        "apply-out-of-order" => &["I1"],
+        "forget-fork" => &["I6"],
+        // The stream notices, cracks the mirror, and sends what nobody had marked.
+        "reuse-pinned" => &["I1", "I8"],
+        "stale-facts" => &["I3"],
+        "no-guard" => &["I10"],
+        "switch-early" => &["I1", "I3", "I7"],
+        other => panic!("what does {other} break?"),
+    }
+}
+
+#[test]
+fn every_planted_bug_is_found_for_the_right_reason() {
+    let mut missed = Vec::new();
+    for bug in planted::ALL {
+        planted::plant(Some(bug));
+        let found = (1..=SEEDS).find_map(|seed| {
+            let (_, violation) = run(&Script::new(seed));
+            violation.map(|violation| (seed, violation.message))
+        });
+        planted::plant(None);
+        match found {
+            Some((seed, message)) if reasons(bug).contains(&rule(&message)) => {
+                println!("{bug}: seed {seed}: {message}");
+            }
+            Some((seed, message)) => missed.push(format!("{bug}: seed {seed}: {message}")),
+            None => missed.push(format!("{bug}: not found in {SEEDS} seeds")),
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
