@@ -19,7 +19,7 @@ fn reasons(bug: &str) -> &'static [&'static str] {
         "forget-fork" => &["I6"],
         // The stream notices, cracks the mirror, and sends what nobody had marked.
         "reuse-pinned" => &["I1", "I8"],
-        "stale-facts" => &["I3"],
+        "stale-facts" => &["I1", "I3"],
         "no-guard" => &["I10"],
         "switch-early" => &["I1", "I3", "I7"],
         other => panic!("what does {other} break?"),
