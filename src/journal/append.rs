@@ -51,7 +51,6 @@ pub struct PreparedTxn {
 /// The first half of a commit, done.
 pub struct Prepared<'a> {
     journal: &'a Journal,
-    txid: Txid,
     zeroed: Vec<BlockRange>,
     written: Written,
     commit: MutexGuard<'a, ()>,
@@ -62,11 +61,13 @@ impl Prepared<'_> {
     pub fn finish(self) -> Result<(), JournalError> {
         let journal = self.journal;
         let zeroed = std::iter::once(&self.zeroed[..]);
-        let done = journal.make_durable(self.written, zeroed);
+        // In one step: whoever learns that the transaction is committed reads what it wrote. A stream that left a block out
+        // of a transaction, because its copy comes to it later, must not then copy what the block was before.
+        let done = journal.make_durable(self.written, zeroed, true);
         *journal.prepared.lock() = None;
-        done.map_err(|error| journal.abort_with(error))?;
+        let void = done.map_err(|error| journal.abort_with(error))?;
         drop(self.commit);
-        journal.publish(self.txid);
+        journal.wait_landed(void);
         Ok(())
     }
 }
@@ -100,7 +101,6 @@ impl Journal {
         drop(listener);
         Ok(Prepared {
             journal: self,
-            txid: txn.txid,
             zeroed: txn.zeroed.clone(),
             written,
             commit,
@@ -141,15 +141,12 @@ impl Journal {
     /// Lets reading see every appended transaction up to `through`. On return no older image of a block that they freed or
     /// wrote home is on its way home.
     pub fn publish(&self, through: Txid) {
-        let mut void = Vec::new();
-        {
-            let mut state = self.state.write();
-            let mut at = state.txns.partition_point(|t| t.pending.is_none());
-            while at < state.txns.len() && state.txns[at].txid <= through {
-                void.append(&mut state.publish_at(at));
-                at += 1;
-            }
-        }
+        let void = self.state.write().publish(through);
+        self.wait_landed(void);
+    }
+
+    /// Waits until nothing in `void` is on its way home.
+    fn wait_landed(&self, void: Vec<BlockRange>) {
         let void = coalesce(void);
         let mut in_flight = self.in_flight.lock();
         while void
@@ -172,7 +169,7 @@ impl Journal {
             let written = self.write_first(rest, confirmed)?;
             let (group, later) = rest.split_at(written.indexed.len());
             let zeroed = group.iter().map(|txn| &txn.zeroed[..]);
-            self.make_durable(written, zeroed)
+            self.make_durable(written, zeroed, false)
                 .map_err(|error| self.abort_with(error))?;
             rest = later;
         }
@@ -425,12 +422,14 @@ impl Journal {
         })
     }
 
-    /// The flushes of a group, and its commit blocks between them.
+    /// The flushes of a group, and its commit blocks between them. With `publish` the group becomes visible as it becomes
+    /// known; returns the ranges whose older images are void by that.
     fn make_durable<'a>(
         &self,
         written: Written,
         zeroed: impl Iterator<Item = &'a [BlockRange]>,
-    ) -> Result<(), JournalError> {
+        publish: bool,
+    ) -> Result<Vec<BlockRange>, JournalError> {
         self.flush()?;
         for (pos, tid) in written.commits {
             self.log.write(pos, &written.format.encode_commit(tid))?;
@@ -442,7 +441,13 @@ impl Journal {
         for (txn, zeroed) in written.indexed.into_iter().zip(zeroed) {
             state.push(txn, zeroed);
         }
-        Ok(())
+        match publish {
+            true => {
+                let last = state.last;
+                Ok(state.publish(last))
+            }
+            false => Ok(Vec::new()),
+        }
     }
 
     /// The first commit of a segment: the superblock points at it before or with the flush of its blocks. Should the

@@ -240,8 +240,19 @@ impl State {
         }
     }
 
+    /// Makes every transaction up to `through` visible; the ranges whose older images are void are returned.
+    pub fn publish(&mut self, through: Txid) -> Vec<BlockRange> {
+        let mut void = Vec::new();
+        let mut at = self.txns.partition_point(|t| t.pending.is_none());
+        while at < self.txns.len() && self.txns[at].txid <= through {
+            void.append(&mut self.publish_at(at));
+            at += 1;
+        }
+        void
+    }
+
     /// Makes the transaction at `index` visible; the ranges whose older images are void are returned.
-    pub fn publish_at(&mut self, index: usize) -> Vec<BlockRange> {
+    fn publish_at(&mut self, index: usize) -> Vec<BlockRange> {
         let txn = &mut self.txns[index];
         let (txid, chain) = (txn.txid, txn.chain);
         let Some(pending) = txn.pending.take() else {

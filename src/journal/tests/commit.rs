@@ -42,6 +42,27 @@ fn reading_sees_the_last_published_transaction() {
 }
 
 #[test]
+fn who_learns_of_a_commit_reads_what_it_wrote() {
+    let (_disk, journal) = fresh();
+    commit(&journal, 1, &[(10, 1)]);
+    std::thread::scope(|scope| {
+        let committer = scope.spawn(|| {
+            for txid in 2..20_000 {
+                commit(&journal, txid, &[(10, txid)]);
+                if txid % 64 == 0 {
+                    checkpoint_all(&journal);
+                }
+            }
+        });
+        while !committer.is_finished() {
+            let known = journal.last_committed();
+            let seen = u64::from_be_bytes(read(&journal, 10)[8..16].try_into().unwrap());
+            assert!(seen >= known.0, "{known} is committed, its block is of {seen}");
+        }
+    });
+}
+
+#[test]
 fn checkpoint_writes_the_newest_published_image_and_moves_the_tail() {
     let (disk, journal) = fresh();
     commit(&journal, 1, &[(10, 1), (11, 1)]);

@@ -41,7 +41,8 @@ impl Stream {
         let mut payload = Vec::new();
         for range in &chunk {
             self.passed_blocks += range.len;
-            if first && self.volume.is_hole(*range) && !self.journal_has(*range)? {
+            // The journal first: what goes home between the two questions is no hole when the second is asked.
+            if first && !self.journal_has(*range)? && self.volume.is_hole(*range) {
                 zero.push((*range).into());
                 continue;
             }
