@@ -57,7 +57,10 @@ fn who_learns_of_a_commit_reads_what_it_wrote() {
         while !committer.is_finished() {
             let known = journal.last_committed();
             let seen = u64::from_be_bytes(read(&journal, 10)[8..16].try_into().unwrap());
-            assert!(seen >= known.0, "{known} is committed, its block is of {seen}");
+            assert!(
+                seen >= known.0,
+                "{known} is committed, its block is of {seen}"
+            );
         }
     });
 }
