@@ -259,7 +259,8 @@ impl Mirror {
 
     fn seek_contact(&mut self, now: Duration) {
         self.reconnect_at = Some(now + self.reconnect_wait);
-        self.reconnect_wait = longer(self.reconnect_wait);
+        // A twentieth of the outage so far: whoever was away for long is missed for a little longer.
+        self.reconnect_wait = (self.reconnect_wait * 21 / 20).min(LONGEST_WAIT);
     }
 
     /// The operator's wish.
