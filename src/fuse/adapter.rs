@@ -543,7 +543,12 @@ impl Filesystem for Adapter {
             writeback: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
             caller: caller(req),
         };
-        let written = or_reply!(self.fs.write_as(ino, offset, data, by), reply);
+        let written = self.fs.write_as(ino, offset, data, by);
+        if let (Err(error), true) = (&written, by.writeback) {
+            // The kernel forgets which error it was: programs see EIO, or ENOSPC, at their next fsync.
+            tracing::warn!(%error, %ino, offset, "what a program wrote into the cache is lost");
+        }
+        let written = or_reply!(written, reply);
         reply.written(written as u32);
         // What a program writes past the cache, the kernel asks about by itself.
         if by.writeback {
