@@ -292,11 +292,11 @@ pub struct UmountArgs {
 #[derive(Debug, Subcommand)]
 pub enum MirrorCommand {
     /// Make a mirror of a volume on a peer. The volume may be mounted or not.
-    Create(MirrorCreateArgs),
+    Create(MirrorTreatedArgs),
     /// Change how a mirror is treated, while it lives. What is not given stays as it is.
     ///
     /// Unless changed here, lockstep.toml decides, and what it leaves open is as said below.
-    Set(MirrorSetArgs),
+    Set(MirrorTreatedArgs),
     /// Stop shipping to a mirror (IDLE). The buffer fills; writers are unaffected.
     Pause(MirrorArgs),
     /// Go on after a pause.
@@ -310,23 +310,9 @@ pub enum MirrorCommand {
     Delete(MirrorArgs),
 }
 
-/// `lockstep mirror create`
+/// `lockstep mirror create` and `lockstep mirror set`
 #[derive(Debug, Args)]
-pub struct MirrorCreateArgs {
-    /// Name of the volume.
-    #[arg(value_name = "NAME")]
-    pub name: String,
-    /// Name of the peer.
-    #[arg(value_name = "PEER")]
-    pub peer: String,
-    /// How it is to be treated.
-    #[command(flatten)]
-    pub policy: PolicyArgs,
-}
-
-/// `lockstep mirror set`
-#[derive(Debug, Args)]
-pub struct MirrorSetArgs {
+pub struct MirrorTreatedArgs {
     /// Name of the volume.
     #[arg(value_name = "NAME")]
     pub name: String,

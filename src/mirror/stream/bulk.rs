@@ -9,6 +9,16 @@ use crate::mirror::shipment::touched;
 use crate::units::{BlockNo, BlockRange};
 use crate::wire::message::{Message, Range};
 
+/// What one frame of a copy is about.
+struct Chunk {
+    /// Allocated blocks: they are read and sent.
+    blocks: Vec<BlockRange>,
+    /// Blocks that are unmarked when the frame is acknowledged.
+    clears: Vec<BlockRange>,
+    /// Where the cursor is behind them.
+    end: BlockNo,
+}
+
 impl Stream {
     pub(super) fn bulk(&mut self, now: Duration) -> Result<Option<Frame>, MirrorError> {
         match self.phase {
@@ -27,10 +37,18 @@ impl Stream {
     ) -> Result<Frame, MirrorError> {
         let block_size = self.block_size();
         let room = (BULK_BYTES / block_size).max(1);
-        let (chunk, clears, end) = match first {
+        let Chunk {
+            blocks,
+            clears,
+            end,
+        } = match first {
             true => {
-                let (chunk, end) = self.allocated_from(cursor, room)?;
-                (chunk, Vec::new(), end)
+                let (blocks, end) = self.allocated_from(cursor, room)?;
+                Chunk {
+                    blocks,
+                    clears: Vec::new(),
+                    end,
+                }
             }
             false => self.marked_from(cursor, room)?,
         };
@@ -39,7 +57,7 @@ impl Stream {
         let mut data: Vec<Range> = Vec::new();
         let mut zero: Vec<Range> = Vec::new();
         let mut payload = Vec::new();
-        for range in &chunk {
+        for range in &blocks {
             self.passed_blocks += range.len;
             // The journal first: what goes home between the two questions is no hole when the second is asked.
             if first && !self.journal_has(*range)? && self.volume.is_hole(*range) {
@@ -136,14 +154,8 @@ impl Stream {
         Ok(set.iter().collect())
     }
 
-    /// Up to `room` marked blocks from `cursor` on: those that are allocated, all of them (they are unmarked when this
-    /// frame is acknowledged), and where the cursor is behind them.
-    #[allow(clippy::type_complexity, reason = "three plain results of one search")]
-    pub(super) fn marked_from(
-        &self,
-        cursor: BlockNo,
-        room: u64,
-    ) -> Result<(Vec<BlockRange>, Vec<BlockRange>, BlockNo), MirrorError> {
+    /// Up to `room` marked blocks from `cursor` on.
+    fn marked_from(&self, cursor: BlockNo, room: u64) -> Result<Chunk, MirrorError> {
         let total = self.volume.blocks_count();
         let mut marked = Vec::new();
         let mut count = 0;
@@ -173,7 +185,11 @@ impl Stream {
                 from = span.end();
             }
         }
-        Ok((wanted, marked, at))
+        Ok(Chunk {
+            blocks: wanted,
+            clears: marked,
+            end: at,
+        })
     }
 
     pub(super) fn compare_step(&mut self, cursor: BlockNo) -> Result<Option<Frame>, MirrorError> {
