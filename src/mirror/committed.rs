@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::ext4::Superblock;
 use crate::fs::FsError;
 use crate::fs::allocation::Allocation;
+use crate::fs::check::Reader;
 use crate::journal::superblock::Superblock as JournalSuperblock;
 use crate::journal::{Image, Journal};
 use crate::mirror::MirrorError;
@@ -14,7 +15,7 @@ use crate::volume::Volume;
 
 /// The allocated blocks of a volume.
 pub struct Committed {
-    journal: Arc<Journal>,
+    reader: Arc<dyn Reader + Send + Sync>,
     allocation: Allocation,
     block_size: usize,
 }
@@ -25,21 +26,24 @@ impl std::fmt::Debug for Committed {
     }
 }
 
-fn read_block(journal: &Journal, block_size: usize, block: BlockNo) -> Result<Image, FsError> {
+fn read_block(reader: &dyn Reader, block_size: usize, block: BlockNo) -> Result<Image, FsError> {
     let mut bytes = vec![0; block_size];
-    journal.read(block, &mut bytes)?;
+    reader.read(block, &mut bytes)?;
     Ok(Image::from(bytes))
 }
 
 impl Committed {
-    /// Of the volume whose journal this is.
-    pub fn load(journal: Arc<Journal>, block_size: usize) -> Result<Committed, MirrorError> {
-        let superblock = superblock(&journal, block_size)?;
+    /// Of the volume whose journal this is, or of another state of it.
+    pub fn load(
+        reader: Arc<impl Reader + Send + Sync + 'static>,
+        block_size: usize,
+    ) -> Result<Committed, MirrorError> {
+        let superblock = superblock(&*reader, block_size)?;
         let allocation = Allocation::load(&superblock, &|block| {
-            read_block(&journal, block_size, block)
+            read_block(&*reader, block_size, block)
         })?;
         Ok(Committed {
-            journal,
+            reader,
             allocation,
             block_size,
         })
@@ -47,13 +51,13 @@ impl Committed {
 
     /// The allocated parts of `range` by the newest committed bitmaps, the journal's own blocks among them.
     pub fn allocated(&self, range: BlockRange) -> Result<Vec<BlockRange>, MirrorError> {
-        let read = |block| read_block(&self.journal, self.block_size, block);
+        let read = |block| read_block(&*self.reader, self.block_size, block);
         Ok(self.allocation.allocated(&read, range)?)
     }
 
     /// How many blocks are in use, by the superblock's counters.
     pub fn used_blocks(&self) -> Result<u64, MirrorError> {
-        let superblock = superblock(&self.journal, self.block_size)?;
+        let superblock = superblock(&*self.reader, self.block_size)?;
         Ok(superblock
             .s_blocks_count()
             .saturating_sub(superblock.s_free_blocks_count()))
@@ -61,9 +65,9 @@ impl Committed {
 }
 
 /// The newest committed superblock.
-pub fn superblock(journal: &Journal, block_size: usize) -> Result<Superblock, MirrorError> {
+fn superblock(reader: &dyn Reader, block_size: usize) -> Result<Superblock, MirrorError> {
     let block = 1024 / block_size as u64;
-    let image = read_block(journal, block_size, BlockNo(block))?;
+    let image = read_block(reader, block_size, BlockNo(block))?;
     let range = guard::superblock_in(block, block_size).expect("the block of byte 1024");
     Superblock::decode(&image[range]).map_err(|corrupt| {
         MirrorError::Fs(FsError::Corrupt {

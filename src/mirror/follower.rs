@@ -162,6 +162,8 @@ pub struct Follower {
     facts: Arc<Mutex<Facts>>,
     phase: Phase,
     current: Option<Current>,
+    /// The master that called last, by its own name.
+    caller: String,
     /// A stream has begun on the present link.
     streaming: bool,
     /// Something failed that makes what is open here useless: the next call opens it anew.
@@ -191,6 +193,7 @@ impl Follower {
             facts: Arc::new(Mutex::new(facts)),
             phase: Phase::Idle,
             current: None,
+            caller: String::new(),
             streaming: false,
             failed: false,
             switching: None,

@@ -1,15 +1,25 @@
 //! What only one side had, kept aside before it is given up: the blocks, and which files they belonged to.
 //!
 //! Owns the index's form and the order of writing: the blocks first, the index, which makes them count, last. Never
-//! decides what is given up. An index that is there is whole, and so is what it names.
+//! decides what is given up. An index that is there is whole, and so is what it names. Done again, as after a power cut
+//! before it was given up, it comes to the same under the same name.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
+use crate::fs::FsError;
 use crate::fs::check::Reader;
 use crate::fs::owners::{Owned, Owner, owners};
-use crate::units::{BlockRange, Generation, Txid};
+use crate::journal::{Image, Journal, Transaction};
+use crate::mirror::MirrorError;
+use crate::mirror::committed::Committed;
+use crate::mirror::ranges::RangeSet;
+use crate::mirror::shipment::touched;
+use crate::units::{BlockNo, BlockRange, Generation, Txid};
 
 /// What was kept aside at one time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,17 +126,151 @@ pub trait LostWriter {
     fn finish(self: Box<Self>, index: &LostIndex) -> io::Result<()>;
 }
 
+/// What is given up, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Gone<'a> {
+    /// The volume.
+    pub name: &'a str,
+    /// Its id.
+    pub volume_id: u128,
+    /// The node that has it.
+    pub node: &'a str,
+    /// The master that it is given up for.
+    pub master: &'a str,
+    /// The last transaction that both have.
+    pub shared: Txid,
+    /// The last transaction of this side.
+    pub last: Txid,
+    /// The generation of `last`.
+    pub generation: Generation,
+}
+
+/// Keeps the contents of `changed` that are in use in the state that `reader` shows, but for the journal's own blocks,
+/// `log`. Durable when it returns; the name under which they are kept.
+pub fn keep_aside(
+    store: &dyn LostStore,
+    reader: Arc<impl Reader + Send + Sync + 'static>,
+    gone: &Gone<'_>,
+    changed: &RangeSet,
+    log: &[BlockRange],
+) -> Result<String, MirrorError> {
+    let block_size = reader.block_size();
+    let committed = Committed::load(Arc::clone(&reader), block_size as usize)?;
+    let mut wanted = RangeSet::default();
+    for range in changed.iter() {
+        for piece in committed.allocated(range)? {
+            wanted.insert(piece);
+        }
+    }
+    for range in log {
+        wanted.remove(*range);
+    }
+    let id = LostIndex::id(gone.last, gone.generation);
+    let failed = |source| MirrorError::Lost {
+        id: id.clone(),
+        source,
+    };
+    let mut writer = store.begin(gone.name, &id).map_err(failed)?;
+    let mut hash = Xxh3::new();
+    let mut bytes = Vec::new();
+    for range in wanted.iter() {
+        for piece in pieces(range, block_size) {
+            bytes.resize((piece.len * u64::from(block_size)) as usize, 0);
+            reader.read(piece.start, &mut bytes)?;
+            hash.update(&bytes);
+            writer.put(&bytes).map_err(failed)?;
+        }
+    }
+    let ranges: Vec<BlockRange> = wanted.iter().collect();
+    let index = LostIndex {
+        volume: gone.name.to_string(),
+        volume_id: format!("{:032x}", gone.volume_id),
+        node: gone.node.to_string(),
+        master: gone.master.to_string(),
+        block_size,
+        shared: gone.shared.0,
+        last: gone.last.0,
+        generation: gone.generation.to_string(),
+        complete: true,
+        ranges: ranges.iter().map(|r| (r.start.0, r.len)).collect(),
+        xxh3: hash.digest(),
+        runs: whose(&*reader, &ranges),
+    };
+    writer.finish(&index).map_err(failed)?;
+    Ok(id)
+}
+
+/// The state behind transactions that are in a log and not shown. Their fresh data is home: nothing that is shown uses
+/// those blocks.
+#[derive(Debug)]
+pub struct Unshown {
+    journal: Arc<Journal>,
+    images: BTreeMap<BlockNo, Image>,
+    changed: RangeSet,
+}
+
+impl Unshown {
+    /// Of `txns`, which follow what the journal shows, in order.
+    pub fn new<'a>(
+        journal: Arc<Journal>,
+        txns: impl IntoIterator<Item = &'a Transaction>,
+    ) -> Unshown {
+        let mut images = BTreeMap::new();
+        let mut changed = RangeSet::default();
+        for txn in txns {
+            touched(txn).for_each(|range| changed.insert(range));
+            let home = txn.refs.iter().map(|reference| reference.range);
+            for block in home
+                .chain(txn.zeroed.iter().copied())
+                .flat_map(|r| r.blocks())
+            {
+                images.remove(&block);
+            }
+            let values = txn.images.iter();
+            images.extend(values.map(|(block, image)| (*block, image.clone())));
+        }
+        Unshown {
+            journal,
+            images,
+            changed,
+        }
+    }
+
+    /// Every block that they change.
+    pub fn changed(&self) -> &RangeSet {
+        &self.changed
+    }
+}
+
+impl Reader for Unshown {
+    fn block_size(&self) -> u32 {
+        self.journal.block_size()
+    }
+
+    fn blocks_count(&self) -> u64 {
+        self.journal.blocks_count()
+    }
+
+    fn read(&self, start: BlockNo, buf: &mut [u8]) -> Result<(), FsError> {
+        Reader::read(&*self.journal, start, buf)?;
+        let size = self.block_size() as usize;
+        let range = BlockRange::new(start, (buf.len() / size) as u64);
+        for (block, image) in self.images.range(range.start..range.end()) {
+            let at = (block.0 - start.0) as usize * size;
+            buf[at..at + size].copy_from_slice(image);
+        }
+        Ok(())
+    }
+}
+
 /// Bytes that are read and kept at a time.
-pub const PIECE: u64 = 1 << 20;
+const PIECE: u64 = 1 << 20;
 
 /// The runs of `range` that are at most `PIECE` bytes long.
-pub fn pieces(range: BlockRange, block_size: u32) -> impl Iterator<Item = BlockRange> {
+fn pieces(range: BlockRange, block_size: u32) -> impl Iterator<Item = BlockRange> {
     let step = (PIECE / u64::from(block_size)).max(1);
     (0..range.len.div_ceil(step)).map(move |n| {
         let start = range.start.0 + n * step;
-        BlockRange::new(
-            crate::units::BlockNo(start),
-            step.min(range.end().0 - start),
-        )
+        BlockRange::new(BlockNo(start), step.min(range.end().0 - start))
     })
 }

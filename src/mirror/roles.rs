@@ -11,8 +11,10 @@ mod step_back;
 pub use promote::{Heir, master_facts};
 pub use step_back::{OWN_MAP, StepBack, Stepped, own_dirty};
 
+use states::reconnect::{self, Fate};
+
 use crate::units::{Generation, Txid};
-use crate::volume::facts::{self, Lineage};
+use crate::volume::facts::{self, Facts, Lineage};
 use crate::wire::message::{Fork, Member, Standing};
 
 /// How one side's history relates to another's.
@@ -67,6 +69,22 @@ pub fn relation(ours: &[Lineage], theirs: &[Lineage]) -> Relation {
 pub fn shared_lineage(ours: &[Lineage], theirs: &[Lineage]) -> Vec<Lineage> {
     let known = |l: &&Lineage| theirs.contains(l);
     ours.iter().take_while(known).copied().collect()
+}
+
+/// What becomes of transactions that this mirror drops because the master `caller`, of the history `theirs`, does not have
+/// them.
+pub fn fate(facts: &Facts, theirs: &[Lineage], caller: &str) -> Fate {
+    let plain = |lineage: &[Lineage]| -> Vec<reconnect::Lineage> {
+        lineage
+            .iter()
+            .map(|l| reconnect::Lineage {
+                generation: l.generation.0,
+                fork: l.fork.0,
+            })
+            .collect()
+    };
+    let by_sender = !caller.is_empty() && facts.sender == caller;
+    reconnect::fate(&plain(theirs), &plain(&facts.generations), by_sender)
 }
 
 /// What a peer answered when it was asked for its role.

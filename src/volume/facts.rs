@@ -77,6 +77,9 @@ pub struct Facts {
     /// On a mirror: its master, by this node's name for it, as of the last change of role; the catalogue follows it.
     #[serde(default)]
     pub master: String,
+    /// On a mirror: the node, by its own name, that brought the newest generation, and all transactions of it.
+    #[serde(default)]
+    pub sender: String,
     /// Every node that has a part in the volume, as the master last said.
     #[serde(default)]
     pub members: Vec<Member>,
@@ -110,6 +113,7 @@ impl Facts {
             peers: BTreeMap::new(),
             own_dirty: false,
             master: String::new(),
+            sender: String::new(),
             members: Vec::new(),
             handing_over: None,
         }

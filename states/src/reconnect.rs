@@ -12,7 +12,8 @@
 //! The mirror's position is the last complete transaction in its own log; while a first copy is under way, the txid
 //! that was acknowledged together with the cursor. In synchronous modes it may be ahead of what the master has
 //! committed. Such a suffix is *unconfirmed*: it was neither shown nor written home, and where the master turns out not
-//! to have it, it is dropped.
+//! to have it, it is dropped. Whoever sent it may have committed and acknowledged it without saying so any more: unless it is
+//! that one that lacks it, it is kept aside first ([`fate`]).
 
 use crate::spelled::spelled;
 use core::fmt;
@@ -122,6 +123,30 @@ pub struct Chain {
     pub mirror: u64,
     /// The master's hash; none if it no longer knows it, which is not a difference.
     pub master: Option<u64>,
+}
+
+/// What becomes of an unconfirmed suffix that is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fate {
+    /// It was acknowledged to nobody.
+    Erased,
+    /// It may have been acknowledged by a master that is gone.
+    KeptAside,
+}
+
+/// What becomes of an unconfirmed suffix that `master` does not have; both histories, oldest first. `by_sender`: the node
+/// that calls as the master now is the one that sent the suffix.
+///
+/// The generation that sent it, the mirror's last, acknowledges only what it has committed. So the suffix is nobody's loss
+/// if that generation still runs, or if the same node opened the volume next and did not find it in its own log. With any
+/// other node's generation in between, the sender's log is not known.
+pub fn fate(master: &[Lineage], mirror: &[Lineage], by_sender: bool) -> Fate {
+    let sent = mirror.last().map(|l| l.generation);
+    match master.iter().rev().position(|l| Some(l.generation) == sent) {
+        Some(0) => Fate::Erased,
+        Some(1) if by_sender => Fate::Erased,
+        _ => Fate::KeptAside,
+    }
 }
 
 /// Where a copy begins.
@@ -278,7 +303,7 @@ pub struct Outcome {
     /// The rule that decided.
     pub rule: Rule,
     /// The mirror's transactions after this txid were never confirmed, and the master does not have them: the mirror
-    /// erases them, durably, before anything else.
+    /// erases them, durably, before anything else; by [`fate`], after keeping them aside.
     pub drop_unconfirmed_after: Option<u64>,
 }
 

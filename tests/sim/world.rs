@@ -11,7 +11,7 @@ use lockstepfs::io::{Clock, Disk, Timespec};
 use lockstepfs::journal::Journal;
 use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::follower::{Env, Follower, Output, PartStore, failure};
-use lockstepfs::mirror::lost::{LostStore, LostWriter};
+use lockstepfs::mirror::lost::{LostIndex, LostStore, LostWriter};
 use lockstepfs::mirror::master::{Action, Mirror, Request};
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::rate::Rate;
@@ -78,13 +78,43 @@ impl StagingStore for Staging {
     }
 }
 
-/// There is one master here, so nothing is given up.
-#[derive(Debug)]
-struct NothingLost;
+/// What was kept aside: the index, and the bytes.
+type Kept = Arc<Mutex<HashMap<String, (LostIndex, Vec<u8>)>>>;
 
-impl LostStore for NothingLost {
+/// Where what is given up is kept. As long as there is one master, nothing is.
+#[derive(Debug, Default)]
+pub struct Lost {
+    pub kept: Kept,
+    pub expected: AtomicBool,
+}
+
+struct Keeping {
+    id: String,
+    bytes: Vec<u8>,
+    kept: Kept,
+}
+
+impl LostStore for Lost {
     fn begin(&self, volume: &str, id: &str) -> std::io::Result<Box<dyn LostWriter>> {
-        panic!("{id} of {volume} would be given up");
+        let expected = self.expected.load(Ordering::Relaxed);
+        assert!(expected, "{id} of {volume} would be given up");
+        Ok(Box::new(Keeping {
+            id: id.to_string(),
+            bytes: Vec::new(),
+            kept: Arc::clone(&self.kept),
+        }))
+    }
+}
+
+impl LostWriter for Keeping {
+    fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+    fn finish(self: Box<Self>, index: &LostIndex) -> std::io::Result<()> {
+        let kept = (index.clone(), self.bytes);
+        self.kept.lock().insert(self.id, kept);
+        Ok(())
     }
 }
 
@@ -166,6 +196,9 @@ pub struct World {
     pub mirror_facts: Arc<MemoryFacts>,
     pub mirror_maps: Arc<Maps>,
     pub staging: Arc<Staging>,
+    pub lost: Arc<Lost>,
+    /// The name of the master's node.
+    pub node: String,
     pub master: Option<OpenMaster>,
     pub mirror: Option<Mirror>,
     pub follower: Option<Follower>,
@@ -222,6 +255,8 @@ impl World {
                 room: AtomicU64::new(u64::MAX),
                 disk: Mutex::new(None),
             }),
+            lost: Arc::default(),
+            node: "a".to_string(),
             master: None,
             mirror: None,
             follower: None,
@@ -254,7 +289,7 @@ impl World {
         let disk = Arc::clone(&self.master_disk) as Arc<dyn Disk>;
         let volume = Arc::new(Volume::new(vec![disk], BLOCK).unwrap());
         let options = MasterOptions {
-            node: "a".to_string(),
+            node: self.node.clone(),
             facts: Arc::clone(&self.master_facts) as Arc<dyn FactStore>,
             maps: Arc::clone(&self.maps) as Arc<dyn MapStore>,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
@@ -291,7 +326,7 @@ impl World {
             facts: Arc::clone(&self.mirror_facts) as Arc<dyn FactStore>,
             maps: Arc::clone(&self.mirror_maps) as Arc<dyn MapStore>,
             staging: Arc::clone(&self.staging) as Arc<dyn StagingStore>,
-            lost: Arc::new(NothingLost),
+            lost: Arc::clone(&self.lost) as Arc<dyn LostStore>,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             random: Arc::new(self.random.fork()),
             cache_bytes: 8 << 20,
@@ -346,6 +381,18 @@ impl World {
         self.master = None;
         self.master_disk.crash(Survivors::Random(&self.random));
         self.maps.crash(&self.random);
+    }
+
+    /// Another node has the volume as `disk` and `facts` say, and is made its master.
+    pub fn take_over(&mut self, node: &str, disk: SimDisk, facts: &Facts) {
+        self.crash_master();
+        self.lost.expected.store(true, Ordering::Relaxed);
+        node.clone_into(&mut self.node);
+        self.master_disk = Arc::new(disk);
+        self.master_facts.save(facts).unwrap();
+        // What was acknowledged may be given up from here on.
+        self.acknowledged = 0;
+        self.start_master();
     }
 
     /// Power fails on the mirror.

@@ -7,15 +7,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Follower, Following, Output, Phase, SELF, protocol};
+use states::reconnect::Fate;
+
+use super::{Env, Follower, Following, Output, Phase, SELF, protocol};
 use crate::fs::{Fs, FsOptions, FsRole, How, open_volume};
 use crate::journal::{Journal, Recovery, ResumeEnd, Transaction};
 use crate::mirror::floor::Heir;
 use crate::mirror::keeper::FollowerKeeper;
+use crate::mirror::lost::{Gone, Unshown, keep_aside};
 use crate::mirror::ranges::RangeSet;
+use crate::mirror::roles::fate;
 use crate::mirror::{MirrorError, committed, guard, stamps};
 use crate::units::{BlockRange, Generation, Txid, planted};
-use crate::volume::facts::Facts;
+use crate::volume::facts::{Facts, Lineage};
 
 impl Follower {
     /// An orderly end: everything that may be is brought home, and the kernel could mount the copy. What the master has not
@@ -98,6 +102,14 @@ impl Follower {
             facts.head = None;
             facts.stamps = Some(stamps::read_open(&volume)?);
             facts.high_txid = facts.high_txid.max(journal.last_committed());
+            // What was confirmed is home, and no longer in the log.
+            if let Some(recovery) = &opened.recovered
+                && let (Some(last), Some(chain)) = (recovery.last, recovery.chain)
+                && last > facts.applied
+            {
+                facts.applied = last;
+                facts.chain = chain;
+            }
             self.env.facts.save(&facts)?;
             *self.facts.lock() = facts;
         } else {
@@ -207,11 +219,13 @@ impl Follower {
         Ok(())
     }
 
-    /// A stream begins: the master's history holds what is here, but for what comes after `drop_after`, which is erased.
-    /// Then the log is continued, if it was opened with such transactions in it.
+    /// A stream begins: the master's history, `theirs`, holds what is here, but for what comes after `drop_after`, which is
+    /// erased; before that it is kept aside, if it may have been acknowledged by another master. Then the log is continued,
+    /// if it was opened with such transactions in it.
     pub(super) fn settle_unconfirmed(
         &mut self,
         drop_after: Option<Txid>,
+        theirs: &[Lineage],
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
         let Phase::Following(following) = &mut self.phase else {
@@ -229,8 +243,26 @@ impl Follower {
             return Ok(());
         };
         if let (Some(first), Some(last)) = (following.unshown.front(), following.unshown.back()) {
-            tracing::warn!(volume = %self.name, first = %first.txid, last = %last.txid,
-                "the master lost transactions before they were committed there: they are dropped here too");
+            let kept = keep_unless_erased(
+                &self.env,
+                &self.facts.lock(),
+                following,
+                theirs,
+                &self.caller,
+            )?;
+            tracing::warn!(volume = %self.name, first = %first.txid, last = %last.txid, kept_aside = kept,
+                "transactions that no master confirmed are not in the history of {}: they are dropped", self.caller);
+            {
+                let mut facts = self.facts.lock();
+                facts.applied = following.applied;
+                if let Some(chain) = committed::chain_at(&following.journal, facts.applied) {
+                    facts.chain = chain;
+                }
+                facts.confirmed = facts.confirmed.max(facts.applied);
+                // Whoever is the master now issues its own ids from the fork on.
+                facts.high_txid = facts.applied;
+                self.env.facts.save(&facts)?;
+            }
             following.journal.discard_unpublished()?;
             following.unshown.clear();
             following.unshown_freed = RangeSet::default();
@@ -242,6 +274,10 @@ impl Follower {
             let applied = following.applied;
             {
                 let mut facts = self.facts.lock();
+                facts.applied = applied;
+                if let Some(chain) = committed::chain_at(&journal, applied) {
+                    facts.chain = chain;
+                }
                 facts.confirmed = facts.confirmed.max(applied);
                 self.env.facts.save(&facts)?;
             }
@@ -251,6 +287,35 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+/// Keeps aside what is dropped for the master `caller`, unless its own sender says that it never came about.
+fn keep_unless_erased(
+    env: &Env,
+    facts: &Facts,
+    following: &Following,
+    theirs: &[Lineage],
+    caller: &str,
+) -> Result<Option<String>, MirrorError> {
+    let Some(last) = following.unshown.back().map(|txn| txn.txid) else {
+        return Ok(None);
+    };
+    if fate(facts, theirs, caller) == Fate::Erased {
+        return Ok(None);
+    }
+    let unshown = Unshown::new(Arc::clone(&following.journal), &following.unshown);
+    let unshown = Arc::new(unshown);
+    let gone = Gone {
+        name: &facts.name,
+        volume_id: facts.volume_id,
+        node: &env.node,
+        master: caller,
+        shared: following.applied,
+        last,
+        generation: generation(facts),
+    };
+    let log = &following.journal.map().0;
+    keep_aside(&*env.lost, unshown.clone(), &gone, unshown.changed(), log).map(Some)
 }
 
 /// The generation of the copy's newest history.

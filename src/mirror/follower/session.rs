@@ -43,6 +43,7 @@ impl Follower {
             self.current = None;
             self.volume = None;
         }
+        master.clone_into(&mut self.caller);
         let theirs = lineage(generations);
         let facts = self.facts.lock();
         let relation = relation(&facts.generations, &theirs);
@@ -275,13 +276,13 @@ impl Follower {
         } = start;
         self.current = None;
         self.idle_into(out)?;
-        self.settle_unconfirmed(drop_after, out)?;
+        let lineage = lineage(generations);
+        self.settle_unconfirmed(drop_after, &lineage, out)?;
         let volume = self.volume()?;
         let home = matches!(mode, Mode::Replicate { .. } | Mode::OutOfSync);
         if superblock.len() != 1024 && home {
             return Err(protocol("a copy begins with the superblock's 1024 bytes"));
         }
-        let lineage = lineage(generations);
         match mode {
             Mode::InSync => {
                 let Phase::Following(following) = &self.phase else {
@@ -294,8 +295,9 @@ impl Follower {
                     )));
                 }
                 let mut facts = self.facts.lock();
-                if facts.generations != lineage {
+                if facts.generations != lineage || facts.sender != self.caller {
                     facts.generations = lineage;
+                    facts.sender.clone_from(&self.caller);
                     self.env.facts.save(&facts)?;
                 }
             }
@@ -313,6 +315,7 @@ impl Follower {
                 {
                     let mut facts = self.facts.lock();
                     facts.generations = lineage;
+                    facts.sender.clone_from(&self.caller);
                     facts.consistent_at = Txid(u64::MAX);
                     facts.applied = from;
                     // Until a comparison has found every difference, another one has to.

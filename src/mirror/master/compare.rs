@@ -72,7 +72,7 @@ impl Mirror {
         });
         if let Some(after) = outcome.drop_unconfirmed_after {
             lines.push(format!(
-                "transactions after {after} on {peer} were never confirmed, and would be dropped"
+                "transactions after {after} on {peer} were never confirmed, and would be dropped; before that {peer} keeps them aside if another node sent them"
             ));
         }
         lines

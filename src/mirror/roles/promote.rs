@@ -40,6 +40,7 @@ pub fn master_facts(
         consistent_at: Txid(0),
         own_dirty: false,
         master: String::new(),
+        sender: String::new(),
         handing_over: None,
         peers: BTreeMap::new(),
         ..facts.clone()

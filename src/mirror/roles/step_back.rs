@@ -9,15 +9,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use states::Cause;
-use xxhash_rust::xxh3::Xxh3;
 
 use super::{Relation, relation, shared_lineage};
 use crate::fs::{How, open_volume};
 use crate::journal::{Journal, ResumeEnd, TxnInfo};
-use crate::mirror::committed::Committed;
 use crate::mirror::dirty::{DirtyError, DirtyMap};
 use crate::mirror::floor::HEIR;
-use crate::mirror::lost::{LostIndex, LostStore, pieces, whose};
+use crate::mirror::lost::{Gone, LostStore, keep_aside};
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::shipment::touched;
@@ -209,6 +207,7 @@ impl StepBack<'_> {
         let equal = dirty.is_empty() && !compare;
         facts.role = Role::Mirror;
         facts.master = self.master.to_string();
+        facts.sender.clear();
         facts.copy = Copy::Complete;
         facts.chain = match equal {
             true => found.chain,
@@ -327,53 +326,20 @@ impl StepBack<'_> {
         if found.last <= shared {
             return Ok(None);
         }
-        let block_size = self.volume.block_size();
-        let committed = Committed::load(Arc::clone(&found.journal), block_size as usize)?;
-        let mut wanted = RangeSet::default();
-        for range in dirty.iter() {
-            for piece in committed.allocated(range)? {
-                wanted.insert(piece);
-            }
-        }
-        for range in &found.journal.map().0 {
-            wanted.remove(*range);
-        }
-        let generation = facts
-            .generations
-            .last()
-            .map_or(Generation(0), |lineage| lineage.generation);
-        let id = LostIndex::id(found.last, generation);
-        let failed = |source| MirrorError::Lost {
-            id: id.clone(),
-            source,
+        let gone = Gone {
+            name: &facts.name,
+            volume_id: facts.volume_id,
+            node: self.node,
+            master: self.master,
+            shared,
+            last: found.last,
+            generation: facts
+                .generations
+                .last()
+                .map_or(Generation(0), |lineage| lineage.generation),
         };
-        let mut writer = self.lost.begin(&facts.name, &id).map_err(failed)?;
-        let mut hash = Xxh3::new();
-        let mut bytes = Vec::new();
-        for range in wanted.iter() {
-            for piece in pieces(range, block_size) {
-                bytes.resize((piece.len * u64::from(block_size)) as usize, 0);
-                found.journal.read(piece.start, &mut bytes)?;
-                hash.update(&bytes);
-                writer.put(&bytes).map_err(failed)?;
-            }
-        }
-        let ranges: Vec<BlockRange> = wanted.iter().collect();
-        let index = LostIndex {
-            volume: facts.name.clone(),
-            volume_id: format!("{:032x}", facts.volume_id),
-            node: self.node.to_string(),
-            master: self.master.to_string(),
-            block_size,
-            shared: shared.0,
-            last: found.last.0,
-            generation: generation.to_string(),
-            complete: true,
-            ranges: ranges.iter().map(|r| (r.start.0, r.len)).collect(),
-            xxh3: hash.digest(),
-            runs: whose(&*found.journal, &ranges),
-        };
-        writer.finish(&index).map_err(failed)?;
+        let log = &found.journal.map().0;
+        let id = keep_aside(self.lost, found.journal.clone(), &gone, dirty, log)?;
         Ok(Some(id))
     }
 }

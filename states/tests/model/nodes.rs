@@ -7,7 +7,7 @@
 use std::hash::Hash;
 
 use stateright::{Model, Property};
-use states::reconnect::{self, Chain, Copy, Decision, DirtyMap, Lineage, Role};
+use states::reconnect::{self, Chain, Copy, Decision, DirtyMap, Fate, Lineage, Role};
 use states::{Cause, Command, Decided, Event, Facts, Next, State};
 
 /// How much may happen.
@@ -74,9 +74,12 @@ struct Node {
     confirmed: u64,
     /// It is being copied to: not a state that a master had.
     copying: bool,
-    /// What only it had, when it became a mirror of the one that was promoted.
+    /// What only it had, when it stepped back for the one that was promoted.
     aside: Vec<u8>,
-    rejoined: bool,
+    /// Blocks of what it kept aside are home: it is to be repaired.
+    own_dirty: bool,
+    /// Whose stream brought its newest generation.
+    sender: Option<usize>,
     /// A master: the transaction that is being committed.
     prepared: Option<Entry>,
     /// A master: committed, and not acknowledged yet.
@@ -88,6 +91,21 @@ struct Node {
 impl Node {
     fn last(&self) -> u64 {
         self.log.last().map_or(0, |entry| entry.txid)
+    }
+
+    fn keep_aside(&mut self, after: u64) {
+        let gone = self.log.iter().filter(|entry| entry.txid > after);
+        self.aside.extend(gone.map(|entry| entry.write));
+    }
+
+    /// What `mirror::roles::StepBack` does.
+    fn step_back(&mut self, fork: u64, theirs: &[(u128, u64)]) {
+        self.master = false;
+        self.own_dirty |= self.last() > fork;
+        self.keep_aside(fork);
+        self.log.retain(|entry| entry.txid <= fork);
+        self.confirmed = self.confirmed.min(fork);
+        self.history.retain(|entry| theirs.contains(entry));
     }
 
     fn has(&self, write: u8) -> bool {
@@ -142,6 +160,12 @@ fn lineages(history: &[(u128, u64)]) -> Vec<Lineage> {
         .collect()
 }
 
+/// Where `theirs` goes on from `ours`, if it does.
+fn fork_of(ours: &[(u128, u64)], theirs: &[(u128, u64)]) -> Option<u64> {
+    let later = theirs.strip_prefix(ours)?;
+    later.iter().map(|(_, fork)| *fork).min()
+}
+
 fn chain(log: &[Entry], at: u64) -> u64 {
     log.iter()
         .filter(|entry| entry.txid <= at)
@@ -158,7 +182,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.up = true;
         node.master = true;
-        node.rejoined = false;
+        node.own_dirty = false;
         let fork = node.last();
         node.history.push((generation, fork));
         node.high = node.high.max(fork) + 10;
@@ -223,7 +247,6 @@ impl World {
             }),
             changed_outside: false,
         };
-        let kept = !theirs.aside.is_empty();
         let mirror = reconnect::Mirror {
             volume: 1,
             role: Role::Mirror,
@@ -234,13 +257,13 @@ impl World {
             copy: Copy::Complete,
             consistent_at: (!theirs.copying).then_some(0),
             tainted: false,
-            map: kept.then_some(DirtyMap {
+            map: theirs.own_dirty.then_some(DirtyMap {
                 bits_set: 1,
                 from_txid: 0,
                 through_txid: theirs.last(),
                 lost: false,
             }),
-            may_rejoin: theirs.rejoined,
+            may_rejoin: false,
         };
         let chain = reconnect::last_shared(&master, &mirror).map(|at| Chain {
             at,
@@ -254,16 +277,20 @@ impl World {
         let theirs = &mut self.nodes[m];
         if !matches!(outcome.decision, Decision::Error(_)) {
             if let Some(after) = outcome.drop_unconfirmed_after {
+                let fate = reconnect::fate(&our_history, &their_history, theirs.sender == Some(n));
+                if fate == Fate::KeptAside {
+                    theirs.keep_aside(after);
+                }
                 theirs.log.retain(|entry| entry.txid <= after);
             }
             theirs.history = history;
+            theirs.sender = Some(n);
         }
         if let Decision::InSyncByReplay { after } = outcome.decision {
             theirs
                 .log
                 .extend(log.iter().filter(|entry| entry.txid > after));
             theirs.confirmed = committed;
-            theirs.rejoined = false;
         }
         self.fire(n, m, Event::Decided(Decided::from(&outcome)));
     }
@@ -306,7 +333,8 @@ impl Model for Nodes {
             confirmed: 0,
             copying: false,
             aside: Vec::new(),
-            rejoined: false,
+            own_dirty: false,
+            sender: None,
             prepared: None,
             awaiting: None,
             machines: vec![Machine::new(); self.nodes],
@@ -337,10 +365,8 @@ impl Model for Nodes {
             }
             if !node.master {
                 let led = (0..self.nodes).any(|m| world.nodes[m].up && world.nodes[m].master);
-                // Operators promote when the master is gone, and a mirror that has what was acknowledged. (Otherwise they
-                // choose a loss: a mirror's unconfirmed transactions are dropped for a master that never had them.)
-                let newest = world.acked.iter().all(|(write, _)| node.has(*write));
-                if left.promotions > 0 && !node.copying && newest && !led {
+                // Operators promote when the master is gone; any mirror, also one that lacks what was acknowledged.
+                if left.promotions > 0 && !node.copying && !led {
                     actions.push(Action::Promote(n));
                 }
                 continue;
@@ -447,14 +473,12 @@ impl Model for Nodes {
                 (false, _) => world.nodes[n].up = true,
                 (true, None) => world.open(n),
                 (true, Some(master)) => {
-                    // What only it has is kept aside, completely, before it follows.
-                    let log = world.nodes[master].log.clone();
+                    let theirs = world.nodes[master].history.clone();
                     let node = &mut world.nodes[n];
                     node.up = true;
-                    node.master = false;
-                    node.rejoined = true;
-                    let lacking = node.log.iter().filter(|entry| !log.contains(entry));
-                    node.aside.extend(lacking.map(|entry| entry.write));
+                    if let Some(fork) = fork_of(&node.history, &theirs) {
+                        node.step_back(fork, &theirs);
+                    }
                 }
             },
             Action::Cut(n, m) => {
@@ -473,6 +497,15 @@ impl Model for Nodes {
                         }
                     }
                     world.nodes[n].machines[m].linked = true;
+                    // What it has shown past the fork is kept aside before the histories are compared.
+                    let ours = world.nodes[n].history.clone();
+                    let other = &mut world.nodes[m];
+                    if let Some(fork) = fork_of(&other.history, &ours)
+                        && other.confirmed > fork
+                        && !other.copying
+                    {
+                        other.step_back(fork, &ours);
+                    }
                     world.fire(n, m, Event::Contact);
                 }
             }
@@ -482,7 +515,7 @@ impl Model for Nodes {
                 node.log = log;
                 node.confirmed = confirmed;
                 node.copying = false;
-                node.rejoined = false;
+                node.own_dirty = false;
                 let machine = &mut world.nodes[n].machines[m];
                 machine.copying = false;
                 machine.map = None;

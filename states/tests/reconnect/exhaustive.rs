@@ -2,8 +2,8 @@
 
 use crate::oracle::{Case, Points, TXIDS};
 use states::reconnect::{
-    Chain, Conflict, Copy, CopyFrom, Decision, DirtyMap, Lineage, Master, Mirror, Repair, Role,
-    decide, last_shared,
+    Chain, Conflict, Copy, CopyFrom, Decision, DirtyMap, Fate, Lineage, Master, Mirror, Repair,
+    Role, decide, fate, last_shared,
 };
 use states::{Cause, Decided};
 
@@ -101,6 +101,19 @@ fn check(case: &Case<'_>) {
             context()
         );
         assert_eq!(Some(after), shared, "{}", context());
+        // Who sent it did not commit it, or it is not erased without a trace.
+        let sender = mirror.history.last().map(|l| l.generation);
+        let later = master.history.iter().rev();
+        let later = later.take_while(|l| Some(l.generation) != sender).count();
+        for by_sender in [false, true] {
+            let expected = match later {
+                0 => Fate::Erased,
+                1 if by_sender => Fate::Erased,
+                _ => Fate::KeptAside,
+            };
+            let found = fate(master.history, mirror.history, by_sender);
+            assert_eq!(found, expected, "{}", context());
+        }
     }
     let kept = matches!(
         outcome.decision,

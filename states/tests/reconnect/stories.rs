@@ -83,6 +83,24 @@ fn a_master_that_lost_power_has_its_mirrors_unconfirmed_suffix_dropped() {
 }
 
 #[test]
+fn an_unconfirmed_suffix_is_erased_for_its_own_sender_and_kept_aside_for_anybody_else() {
+    let sent = [A, upon(0xb, 50)];
+    let reopened = [A, upon(0xb, 50), upon(0xc, 100)];
+    let twice = [A, upon(0xb, 50), upon(0xc, 100), upon(0xd, 100)];
+    // Before its commit was done the link was lost, and found again.
+    assert_eq!(fate(&sent, &sent, false), Fate::Erased);
+    // Its own master lost power while committing it.
+    assert_eq!(fate(&reopened, &sent, true), Fate::Erased);
+    // Another mirror was promoted that never had it.
+    assert_eq!(fate(&reopened, &sent, false), Fate::KeptAside);
+    // So it was, and the old master is master again after it.
+    assert_eq!(fate(&twice, &sent, true), Fate::KeptAside);
+    // Histories that are cut off, or empty.
+    assert_eq!(fate(&twice[2..], &sent, true), Fate::KeptAside);
+    assert_eq!(fate(&[], &[], true), Fate::KeptAside);
+}
+
+#[test]
 fn a_txid_that_was_issued_again_is_not_taken_for_the_first_one() {
     // Both have a 101 and a 102: the mirror's are of the generation before the power cut.
     let history = [A, upon(0xb, 100)];
