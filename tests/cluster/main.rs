@@ -13,6 +13,7 @@ mod sizes;
 mod writer;
 
 mod adopted;
+mod cases;
 mod commands;
 mod crack;
 mod crowd;

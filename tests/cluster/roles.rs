@@ -1,4 +1,25 @@
 //! Changes of role: a killed master is replaced by its mirror, and comes back as one.
+//!
+//! The table "What happens, case by case" of lockstep-semantics(7), row by row, and the tests of each:
+//!
+//! | case | test |
+//! |---|---|
+//! | the master is killed, comes back, nobody was promoted | `killed::a_killed_master_keeps_what_was_fsynced_and_replays` |
+//! | master and mirror were both down, either one first | `reconnect::both_were_down_and_either_comes_back_first` |
+//! | a mirror was promoted, the old master comes back | `roles::a_killed_master_is_replaced_and_comes_back_as_a_mirror`, `roles::nothing_acknowledged_in_sync_mode_is_lost_in_any_failover`, `cases::several_parts_change_roles`, `cases::what_only_the_old_master_had_is_extracted_byte_by_byte` |
+//! | the same, and its parts were changed meanwhile by the kernel or by e2fsck | `reconnect::an_old_master_that_others_wrote_to_does_not_rejoin_by_itself` |
+//! | another mirror of the old master | `roles::another_mirror_follows_the_promoted_one_without_a_copy` |
+//! | another mirror was ahead of the promoted one | `roles::a_mirror_that_was_ahead_of_the_promoted_one_steps_back` |
+//! | another mirror in sync mode had what no master confirmed | `sync::what_was_acknowledged_is_kept_aside_when_another_master_lacks_it` (tests/sim: the moment between acknowledgement and confirmation) |
+//! | the promoted node is down, the old master comes back, another mirror answers | `roles::another_mirror_follows_the_promoted_one_without_a_copy` |
+//! | the promoted node is down, the old master comes back, nobody answers | `roles::nothing_acknowledged_is_forgotten_when_a_promoted_node_is_gone_again` |
+//! | two nodes were master at once: a promotion while the old master could not be reached | `roles::two_masters_are_refused_and_one_command_decides` |
+//! | two promotions | `cases::two_promotions_are_seen_and_one_command_decides` |
+//! | a state directory was put back from a backup | `reconnect::a_master_put_back_from_a_backup_opens_nothing_by_itself` |
+//! | a state directory was cloned | `cases::a_cloned_state_directory_beside_the_original_opens_nothing` |
+//! | a hand-over whose answer was lost | `handover::a_hand_over_whose_answer_is_lost_leaves_one_master` |
+//! | a promotion of an incomplete copy | `roles::an_inconsistent_copy_is_promoted_by_force_only`, `cases::half_a_first_copy_is_promoted_by_force_and_repaired` |
+//! | a promotion of a copy changed from outside | `cases::a_copy_changed_from_outside_is_promoted_by_force_only` |
 
 use std::fs::File;
 use std::io::Write;
@@ -6,7 +27,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cluster::{COPY_SECONDS, Cluster, VISIBLE_WITHIN, VOLUME, free_address};
-use crate::copies::{assert_equal_blocks, copy_of, recovered_by_kernel};
+use crate::copies::{assert_equal_blocks, copy_of, image_of, recovered_by_kernel};
 use crate::daemon::Node;
 use crate::sizes::choose;
 use crate::testkit::{Compare, e2fsck, need_fuse, need_loop, need_netns, tree_digest, wait_until};
@@ -36,11 +57,19 @@ pub fn settle(master: &Node, mirror: &Node, mark: &str) {
     assert!(shown, "{mark} did not appear: {}", master.ok(&["status"]));
 }
 
-/// The one part of the volume on a node.
-pub fn part(node: &Node) -> PathBuf {
+/// The parts of the volume on a node.
+pub fn parts(node: &Node) -> Vec<PathBuf> {
     let shown = node.ok(&["volume", "show", VOLUME, "--json"]);
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
-    shown["parts"][0]["path"].as_str().unwrap().into()
+    let parts = shown["parts"].as_array().unwrap().iter();
+    parts
+        .map(|part| part["path"].as_str().unwrap().into())
+        .collect()
+}
+
+/// The first of them.
+pub fn part(node: &Node) -> PathBuf {
+    parts(node).swap_remove(0)
 }
 
 #[track_caller]
@@ -73,21 +102,21 @@ pub fn end_well(master: &mut Node, mirrors: &mut [&mut Node]) {
             .assert_same(&tree_digest(&mirror.mnt()).unwrap(), all);
     }
     master.ok(&["verify", VOLUME]);
-    let parts: Vec<PathBuf> = mirrors.iter().map(|m| part(m)).collect();
-    let ours = part(master);
-    master.stop();
+    let image = |node: &mut Node| {
+        let parts = parts(node);
+        node.stop();
+        let image = image_of(&parts, &node.dir.join("joined"));
+        e2fsck(&image).unwrap();
+        image
+    };
+    let ours = image(master);
     for mirror in mirrors.iter_mut() {
-        mirror.stop();
-    }
-    e2fsck(&ours).unwrap();
-    for theirs in &parts {
-        e2fsck(theirs).unwrap();
-        assert_equal_blocks(&ours, theirs);
+        assert_equal_blocks(&ours, &image(mirror));
     }
 }
 
 /// A cluster with a volume that a full copy of would be noticed.
-fn filled() -> Cluster {
+pub fn filled() -> Cluster {
     let cluster = Cluster::linked();
     cluster.replicated(384, &["--buffer", "64M"]);
     std::fs::write(cluster.alpha.path("filler"), vec![7; FILLER]).unwrap();
@@ -148,7 +177,7 @@ fn a_killed_master_is_replaced_and_comes_back_as_a_mirror() {
 
 /// As `end_well`, of both nodes of a cluster; the first is the master.
 #[track_caller]
-fn end_with(mut cluster: Cluster) {
+pub fn end_with(mut cluster: Cluster) {
     let [master, mirror] = cluster.nodes();
     end_well(master, &mut [mirror]);
 }
@@ -277,9 +306,9 @@ fn nothing_acknowledged_is_forgotten_when_a_promoted_node_is_gone_again() {
 }
 
 /// A third node beside a cluster on one host, each of the three the others' peer.
-struct Three {
-    cluster: Cluster,
-    gamma: Node,
+pub struct Three {
+    pub cluster: Cluster,
+    pub gamma: Node,
 }
 
 impl Three {
@@ -307,7 +336,7 @@ impl Three {
     }
 
     /// A volume on alpha, with mirrors on the others, all mounted.
-    fn filled() -> Three {
+    pub fn filled() -> Three {
         let three = Three::new();
         three.cluster.replicated(384, &["--buffer", "64M"]);
         three
@@ -341,6 +370,28 @@ fn bulk(master: &Node, mirror: &Node) -> u64 {
         .unwrap()
 }
 
+/// The master dies while one of its mirrors, `behind`, lacks a little of what the other has. Beta is promoted, and gamma
+/// follows it without a copy of everything.
+#[track_caller]
+fn beta_takes_over(alpha: &mut Node, beta: &Node, gamma: &Node, behind: &str) {
+    alpha.ok(&["mirror", "pause", VOLUME, behind]);
+    let writer = Writer::start(alpha.path("ahead"), 2);
+    writer.wait_for(60, Duration::from_secs(60));
+    drop(writer.stop());
+    let ahead = if behind == "beta" { gamma } else { beta };
+    settle(alpha, ahead, &format!(".{}-has-it", ahead.name));
+    alpha.kill();
+    beta.ok(&["promote", VOLUME]);
+    beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    std::fs::write(beta.path("by-beta"), b"beta").unwrap();
+    insync(beta, gamma);
+    let copied = bulk(beta, gamma);
+    assert!(
+        copied < FILLER as u64 / 2,
+        "{copied} bytes were copied again"
+    );
+}
+
 #[test]
 fn another_mirror_follows_the_promoted_one_without_a_copy() {
     if !(need_fuse() && need_loop()) {
@@ -355,21 +406,7 @@ fn another_mirror_follows_the_promoted_one_without_a_copy() {
     writer.wait_for(100, Duration::from_secs(60));
     let kept = writer.stop();
     settle(alpha, beta, ".both");
-    // One mirror is a little behind when the master dies.
-    alpha.ok(&["mirror", "pause", VOLUME, "gamma"]);
-    let writer = Writer::start(alpha.path("loose"), 2);
-    writer.wait_for(60, Duration::from_secs(60));
-    drop(writer.stop());
-    settle(alpha, beta, ".beta-has-it");
-    alpha.kill();
-    beta.ok(&["promote", VOLUME]);
-    beta.wait_mounted(VOLUME, Duration::from_secs(20));
-    insync(beta, &gamma);
-    let copied = bulk(beta, &gamma);
-    assert!(
-        copied < FILLER as u64 / 2,
-        "{copied} bytes were copied again"
-    );
+    beta_takes_over(alpha, beta, &gamma, "gamma");
     kept.assert_kept(&beta.path("kept"));
     assert_eq!(gamma.volume(VOLUME)["mirrors"][0]["peer"], "beta");
     gamma.wait_mounted(VOLUME, Duration::from_secs(20));
@@ -397,21 +434,7 @@ fn a_mirror_that_was_ahead_of_the_promoted_one_steps_back() {
         mut gamma,
     } = Three::filled();
     let (alpha, beta) = (&mut cluster.alpha, &mut cluster.beta);
-    alpha.ok(&["mirror", "pause", VOLUME, "beta"]);
-    let writer = Writer::start(alpha.path("ahead"), 2);
-    writer.wait_for(60, Duration::from_secs(60));
-    drop(writer.stop());
-    settle(alpha, &gamma, ".gamma-has-it");
-    alpha.kill();
-    beta.ok(&["promote", VOLUME]);
-    beta.wait_mounted(VOLUME, Duration::from_secs(20));
-    std::fs::write(beta.path("by-beta"), b"beta").unwrap();
-    insync(beta, &gamma);
-    let copied = bulk(beta, &gamma);
-    assert!(
-        copied < FILLER as u64 / 2,
-        "{copied} bytes were copied again"
-    );
+    beta_takes_over(alpha, beta, &gamma, "beta");
     let lost = gamma.state().join("lost").join(VOLUME);
     let listed = gamma.ok(&["lost", "list", VOLUME, "--json"]);
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
@@ -437,8 +460,70 @@ fn a_mirror_that_was_ahead_of_the_promoted_one_steps_back() {
     end_well(beta, &mut [alpha, &mut gamma]);
 }
 
+/// Every mirror of the master acknowledges from now on.
+fn all_sync(master: &Node, mirrors: [&Node; 2]) {
+    for mirror in mirrors {
+        insync(master, mirror);
+        master.ok(&["mirror", "set", VOLUME, &mirror.name, "--mode", "sync"]);
+        assert_eq!(master.mirror(VOLUME, &mirror.name)["degraded"], false);
+    }
+}
+
+/// The master is killed under load, again and again; what it acknowledged is on both of its mirrors, whichever of them is
+/// promoted.
+#[test]
+fn nothing_acknowledged_in_sync_mode_is_lost_in_any_failover() {
+    if !(need_fuse() && need_loop()) {
+        return;
+    }
+    let Three { mut cluster, gamma } = Three::filled();
+    // The master, whoever is promoted next, and the other one.
+    let mut third = gamma;
+    let mut acknowledged = Acknowledged::default();
+    for round in 0..rounds() {
+        if round % 3 == 1 {
+            std::mem::swap(&mut cluster.beta, &mut third);
+        }
+        let (master, heir) = (&mut cluster.alpha, &mut cluster.beta);
+        all_sync(master, [heir, &third]);
+        let dir = master.path("writer");
+        let writer = Writer::go_on(dir, 3 * round, std::mem::take(&mut acknowledged));
+        writer.wait_for(60 + 29 * round % 90, Duration::from_secs(60));
+        master.kill();
+        acknowledged = writer.killed();
+        heir.ok(&["promote", VOLUME]);
+        heir.wait_mounted(VOLUME, Duration::from_secs(20));
+        acknowledged.assert_kept(&heir.path("writer"));
+        insync(heir, &third);
+        if round % 4 == 3 {
+            recovered_by_kernel(&copy_of(&part(heir), &heir.dir.join("copy")));
+        }
+        // It was acknowledged: nobody had anything more, but for what the old master had under way.
+        master.start();
+        insync(heir, master);
+        for mirror in [&*master, &third] {
+            mirror.wait_mounted(VOLUME, Duration::from_secs(20));
+            settle(heir, mirror, &format!(".round-{round}-{}", mirror.name));
+            acknowledged.assert_kept(&mirror.path("writer"));
+        }
+        heir.ok(&["verify", VOLUME]);
+        std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+    }
+    let [master, mirror] = cluster.nodes();
+    end_well(master, &mut [mirror, &mut third]);
+}
+
 #[test]
 fn a_switchover_under_load_loses_and_copies_nothing() {
+    switchovers(false);
+}
+
+#[test]
+fn a_switchover_in_sync_mode_loses_and_copies_nothing() {
+    switchovers(true);
+}
+
+fn switchovers(sync: bool) {
     if !(need_fuse() && need_loop()) {
         return;
     }
@@ -451,6 +536,9 @@ fn a_switchover_under_load_loses_and_copies_nothing() {
         let (master, mirror) = (&cluster.alpha, &cluster.beta);
         insync(master, mirror);
         insync(master, &gamma);
+        if sync {
+            all_sync(master, [mirror, &gamma]);
+        }
         let dir = master.path("writer");
         let writer = Writer::go_on(dir, round, std::mem::take(&mut acknowledged));
         writer.wait_for(40 + 17 * round % 50, Duration::from_secs(60));
@@ -463,13 +551,13 @@ fn a_switchover_under_load_loses_and_copies_nothing() {
         mirror.wait_mounted(VOLUME, Duration::from_secs(20));
         insync(mirror, master);
         insync(mirror, &gamma);
+        acknowledged.assert_kept(&mirror.path("writer"));
         assert_eq!(bulk(mirror, master), 0, "round {round}: nothing to copy");
         let copied = bulk(mirror, &gamma);
         assert!(
             copied < 4 << 20,
             "round {round}: {copied} bytes were copied, {before} before"
         );
-        acknowledged.assert_kept(&mirror.path("writer"));
         std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
     }
     let [master, mirror] = cluster.nodes();
