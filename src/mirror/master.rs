@@ -101,6 +101,8 @@ pub struct Mirror {
     stream: Stream,
     streaming: bool,
     outcome: Option<Outcome>,
+    /// How often the mirror had cracked when that was decided.
+    decided_at: u64,
     /// What the mirror has after this is to be erased when the stream begins.
     drop_after: Option<u64>,
     their: Option<History>,
@@ -168,6 +170,7 @@ impl Mirror {
             stream,
             streaming: false,
             outcome: None,
+            decided_at: 0,
             drop_after: None,
             their: None,
             their_dirty: Some(RangeSet::default()),

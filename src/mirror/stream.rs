@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::journal::{Hint, Journal, TxnInfo};
+use crate::journal::{Hint, Journal, Transaction, TxnInfo};
 use crate::mirror::MirrorError;
 use crate::mirror::committed::{self, Committed};
 use crate::mirror::counters::Histogram;
@@ -210,8 +210,9 @@ impl Stream {
         }
     }
 
-    /// Begins with `phase`, the mirror having everything up to `from`.
-    pub fn begin(&mut self, phase: Phase, from: Txid) -> Result<(), MirrorError> {
+    /// Begins with `phase`, the mirror having everything up to `from`, as was found when it had cracked `cracks` times:
+    /// if it has cracked since, `from` is no longer true, and `next` sees to it.
+    pub fn begin(&mut self, phase: Phase, from: Txid, cracks: u64) -> Result<(), MirrorError> {
         let block_size = self.volume.block_size() as usize;
         let committed = Committed::load(Arc::clone(&self.journal), block_size)?;
         self.used_blocks = committed.used_blocks()?;
@@ -219,7 +220,7 @@ impl Stream {
         self.phase = phase;
         self.sent = from;
         self.confirmed = from;
-        self.cracks = self.slot.state.lock().cracks;
+        self.cracks = cracks;
         self.infos.clear();
         self.sending = None;
         self.void = false;
@@ -542,7 +543,9 @@ impl Stream {
         // The mirror's log is as large as this one; a transaction may take half of it, with what goes around its blocks.
         let limit = MERGE_BYTES.min(self.journal.stats().size_blocks * self.block_size() * 3 / 8);
         while let Some(info) = self.infos.pop_front() {
-            let txn = self.journal.load_transaction(info.txid)?;
+            let Some(txn) = self.logged(info.txid)? else {
+                return Ok(false);
+            };
             shipment.push(txn);
             if let Some(through) = self.journal.overwritten_by(info.txid) {
                 until = until.max(through);
@@ -600,6 +603,17 @@ impl Stream {
         Ok(true)
     }
 
+    /// A transaction, from the log; `None` when the log has let go of it meanwhile.
+    fn logged(&mut self, txid: Txid) -> Result<Option<Transaction>, MirrorError> {
+        match self.journal.load_transaction(txid) {
+            Err(_) if self.journal.info_after(self.sent).is_none() => {
+                self.log_lost();
+                Ok(None)
+            }
+            loaded => Ok(Some(loaded?)),
+        }
+    }
+
     /// Takes the transaction that is being committed, if it is the next.
     fn load_prepared(&mut self) -> bool {
         if !self.early || self.phase != Phase::Sequencing {
@@ -622,15 +636,26 @@ impl Stream {
         true
     }
 
-    /// The log no longer holds what comes next: the mirror cracked a moment ago, or its map is of no use any more.
+    /// The log no longer holds what comes next: the mirror cracked a moment ago; or it had cracked before this stream began,
+    /// and the map, of which a pass is made, has it; or the map is of no use any more.
     fn log_lost(&mut self) {
+        self.infos.clear();
         let mut state = self.slot.state.lock();
-        if state.cracks == self.cracks {
-            tracing::error!(peer = %self.slot.peer, sent = %self.sent, "the log was reused under a mirror");
-            state.map_lost = true;
-            state.cracked = true;
-            state.cracks += 1;
+        if state.cracks != self.cracks {
+            return;
         }
+        let in_map = state
+            .map
+            .coverage()
+            .is_some_and(|c| c.from_txid <= self.sent && c.through_txid >= state.position);
+        if in_map && self.sent < state.position && self.phase != Phase::Sequencing {
+            self.sent = state.position;
+            return;
+        }
+        tracing::error!(peer = %self.slot.peer, sent = %self.sent, "the log was reused under a mirror");
+        state.map_lost = true;
+        state.cracked = true;
+        state.cracks += 1;
     }
 
     fn too_large(&mut self, shipment: &Shipment) -> Result<(), MirrorError> {
@@ -723,7 +748,10 @@ impl Stream {
             return Ok(None);
         }
         let superblock = committed::empty_log(&self.volume, &self.log)?;
-        let chain = committed::chain_at(&self.journal, self.sent);
+        let Some(chain) = committed::chain_at(&self.journal, self.sent) else {
+            self.log_lost();
+            return Ok(None);
+        };
         let seq = self.next_seq(0, Vec::new());
         self.phase = Phase::Ending { seq };
         {
@@ -735,7 +763,7 @@ impl Stream {
         let end = Message::CopyEnd {
             seq,
             consistent_at: self.sent.0,
-            chain: chain.ok_or(MirrorError::LogLost(self.sent))?,
+            chain,
             log: self.log.iter().map(|range| (*range).into()).collect(),
         };
         Ok(Some((end, superblock)))

@@ -10,6 +10,7 @@ mod sync;
 
 mod random;
 mod staged;
+mod threads;
 
 mod simulate;
 

@@ -20,7 +20,11 @@ const MAX_DIRTY_RANGES: usize = 1 << 18;
 
 impl Mirror {
     pub(super) fn decide(&mut self, history: History, now: Duration, out: &mut Vec<Action>) {
-        let heard = self.slot.state.lock().heard(Txid(history.consistent_at));
+        let heard = {
+            let mut state = self.slot.state.lock();
+            self.decided_at = state.cracks;
+            state.heard(Txid(history.consistent_at))
+        };
         if let Err(error) = heard {
             return self.failed(error, now, out);
         }
@@ -247,8 +251,9 @@ impl Mirror {
         };
         self.truth.copying = true;
         let journal = Arc::clone(&self.shared.journal);
-        let (cursor, from) = {
+        let (cursor, from, cracks) = {
             let mut state = self.slot.state.lock();
+            let cracks = state.cracks;
             match from {
                 CopyFrom::Start => {
                     let committed = journal.last_committed();
@@ -257,14 +262,14 @@ impl Mirror {
                         tracing::error!(%error, "the dirty map can not be written");
                         state.map_lost = true;
                     }
-                    (BlockNo(0), committed)
+                    (BlockNo(0), committed, cracks)
                 }
                 CopyFrom::Resume { cursor, txid } => {
                     let txid = match self.shared.log_covers(Txid(txid)) {
                         true => Txid(txid),
                         false => state.position,
                     };
-                    (BlockNo(cursor), txid)
+                    (BlockNo(cursor), txid, cracks)
                 }
             }
         };
@@ -274,6 +279,7 @@ impl Mirror {
                 first: true,
             },
             self.shared.log_position(from),
+            cracks,
         ) {
             return self.failed(error, now, out);
         }
@@ -299,8 +305,9 @@ impl Mirror {
         };
         let journal = Arc::clone(&self.shared.journal);
         let generation = self.shared.generation;
-        let (phase, from) = {
+        let (phase, from, cracks) = {
             let mut state = self.slot.state.lock();
+            let cracks = state.cracks;
             let by_checksum = state.map_lost || by == Some(Repair::ByChecksum);
             if by_checksum {
                 let committed = journal.last_committed();
@@ -308,7 +315,7 @@ impl Mirror {
                     tracing::error!(%error, "the dirty map can not be written");
                 }
                 state.map.cover(generation, committed, committed);
-                (Phase::Compare { cursor: BlockNo(0) }, committed)
+                (Phase::Compare { cursor: BlockNo(0) }, committed, cracks)
             } else {
                 // From what the mirror has, if the log still holds the rest; else the map has what came between.
                 let from = match self.shared.log_covers(state.acked) {
@@ -330,12 +337,13 @@ impl Mirror {
                     cursor: BlockNo(0),
                     first: false,
                 };
-                (phase, from)
+                (phase, from, cracks)
             }
         };
         let compare = matches!(phase, Phase::Compare { .. });
         self.truth.consistent_at = u64::MAX;
-        if let Err(error) = self.stream.begin(phase, self.shared.log_position(from)) {
+        let position = self.shared.log_position(from);
+        if let Err(error) = self.stream.begin(phase, position, cracks) {
             return self.failed(error, now, out);
         }
         let mode = match self.stage(compare) {
@@ -378,10 +386,11 @@ impl Mirror {
             // Out of a copy: the stream is in sequence already.
             return;
         };
-        if let Err(error) = self
+        let position = self.shared.log_position(Txid(after));
+        let begun = self
             .stream
-            .begin(Phase::Sequencing, self.shared.log_position(Txid(after)))
-        {
+            .begin(Phase::Sequencing, position, self.decided_at);
+        if let Err(error) = begun {
             return self.failed(error, now, out);
         }
         self.begin(Mode::InSync, Txid(after), false, out);

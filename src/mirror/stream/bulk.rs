@@ -245,12 +245,16 @@ impl Stream {
             journal.read(start, buf)
         })?;
         // Whatever was committed while we read must not have touched what we read.
-        for info in self.journal.info_after(committed).unwrap_or_default() {
-            let txn = self.journal.load_transaction(info.txid)?;
-            if touched(&txn)
-                .chain(txn.freed.iter().copied())
-                .any(|range| chunk.overlaps(range))
-            {
+        let Some(infos) = self.journal.info_after(committed) else {
+            self.questions.forget_last();
+            return Ok(None);
+        };
+        for info in infos {
+            let same = self.logged(info.txid)?.is_some_and(|txn| {
+                let mut changed = touched(&txn).chain(txn.freed.iter().copied());
+                !changed.any(|range| chunk.overlaps(range))
+            });
+            if !same {
                 self.questions.forget_last();
                 return Ok(None);
             }
