@@ -147,6 +147,20 @@ impl Fs {
     }
 }
 
+/// A change that was admitted.
+pub(crate) struct Admitted {
+    durability: Option<Arc<dyn Durability>>,
+    len: u64,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(durability) = &self.durability {
+            durability.entered(self.len);
+        }
+    }
+}
+
 /// A commit of which the first half is done. The second has to follow, or the power has to fail.
 pub struct Commit<'a> {
     fs: &'a Fs,
@@ -262,12 +276,20 @@ impl Fs {
         }
     }
 
-    /// Waits until data may be written.
-    pub(crate) fn admit(&self) {
+    /// Waits until `len` bytes may be written. They are on their way until the guard is dropped.
+    pub(crate) fn admit(&self, len: u64) -> Admitted {
         let durability = self.durability.read().clone();
-        if let Some(durability) = durability {
-            durability.admit();
+        if let Some(durability) = &durability {
+            durability.admit(len, &|| self.uncommitted_bytes());
         }
+        Admitted { durability, len }
+    }
+
+    /// Bytes by value of the running transaction, and of the one that is being committed.
+    fn uncommitted_bytes(&self) -> u64 {
+        let meta = self.meta.read();
+        let committing = meta.committing.as_ref().map_or(0, |c| c.images.len());
+        (meta.running.images.len() + committing) as u64 * self.block_size as u64
     }
 
     /// Calls `f`, with no metadata lock held, when the allocator needs space that only mirrors still need.

@@ -38,7 +38,7 @@ impl Fs {
         by: WriteFor,
     ) -> Result<(), FsError> {
         self.check_writable()?;
-        self.admit();
+        let _entering = self.admit(0);
         if len == 0 {
             return Err(FsError::Refused(libc::EINVAL));
         }

@@ -126,8 +126,11 @@ pub trait Durability: Send + Sync {
     /// Calls `done` once whatever must have `txid`, which is durable here, has it; at once, from this thread, if nobody is
     /// waited for.
     fn when_durable(&self, txid: Txid, done: Box<dyn FnOnce() + Send>);
-    /// Returns when data may be written; called with no lock held, before the change joins a transaction.
-    fn admit(&self);
+    /// Returns when `len` bytes of data may be written; called with no lock held, before the change joins a transaction.
+    /// `uncommitted`: bytes of the transactions that are not committed yet.
+    fn admit(&self, len: u64, uncommitted: &dyn Fn() -> u64);
+    /// A change of `len` bytes that was admitted has joined a transaction, or has failed.
+    fn entered(&self, len: u64);
 }
 
 impl fmt::Debug for Fs {

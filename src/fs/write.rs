@@ -124,7 +124,7 @@ impl Fs {
         by: WriteFor,
     ) -> Result<usize, FsError> {
         self.check_writable()?;
-        self.admit();
+        let _entering = self.admit(data.len() as u64);
         let end = offset
             .checked_add(data.len() as u64)
             .ok_or(FsError::Refused(libc::EFBIG))?;

@@ -11,7 +11,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use parking_lot::Mutex;
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Clock, Disk, Random, Timespec};
@@ -79,6 +80,8 @@ pub struct FileDisk {
     path: PathBuf,
     len: u64,
     device: bool,
+    /// Why a flush failed, once one has.
+    broken: Mutex<Option<Errno>>,
 }
 
 /// Bytes written at once where the store can not zero by itself.
@@ -152,6 +155,7 @@ impl FileDisk {
             path: path.to_owned(),
             len: 0,
             device,
+            broken: Mutex::new(None),
         };
         if !device
             && !mode.read_only
@@ -242,8 +246,20 @@ impl Disk for FileDisk {
     }
 
     fn flush(&self) -> io::Result<()> {
-        // Not repeated on EINTR: the kernel reports a lost write once, and a second call would call it durable.
-        rustix::fs::fdatasync(self.file.as_fd()).map_err(Into::into)
+        // The kernel reports a lost write once, to whoever asks first, and then shows from its cache what is not on the disk.
+        // So one at a time asks, nobody is told that all is well after that (not even on EINTR), and the cache goes: what is
+        // read from here on is on the disk. Opened anew, the disk is trusted again.
+        let mut broken = self.broken.lock();
+        let flushed = match *broken {
+            Some(errno) => Err(errno),
+            None => rustix::fs::fdatasync(self.file.as_fd()),
+        };
+        flushed.map_err(|errno| {
+            *broken = Some(errno);
+            // It is advice, and there is nobody to complain to.
+            let _ = rustix::fs::fadvise(self.file.as_fd(), 0, None, Advice::DontNeed);
+            errno.into()
+        })
     }
 
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {

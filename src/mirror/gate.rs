@@ -6,13 +6,14 @@
 //! the lower mark is reached.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::fs::Durability;
 use crate::io::Clock;
+use crate::journal::Journal;
 use crate::mirror::counters::Histogram;
 use crate::mirror::policy::{OnFull, Policy};
 use crate::units::Txid;
@@ -30,10 +31,15 @@ struct Lane {
     /// The operator let it go (pause).
     let_go: bool,
     acked: Txid,
-    /// Transactions that it lacks, and bytes of the log that it holds.
+    /// Transactions that it lacks, and bytes of the log that it holds: those behind `after`.
     lacks: u64,
     bytes: u64,
+    after: Txid,
     log_bytes: u64,
+    /// Bytes that are on their way to the log, as of the last change.
+    ahead: u64,
+    /// What tripped, and nobody was told yet.
+    news: Option<String>,
     by_count: bool,
     by_bytes: bool,
     waits: Waits,
@@ -78,6 +84,8 @@ struct Waiter {
 struct State {
     lanes: BTreeMap<String, Lane>,
     waiters: Vec<Waiter>,
+    /// Bytes of changes that were admitted and are not in a transaction yet.
+    entering: u64,
     /// Mirrors that are away are waited for no more.
     stopping: bool,
     closed: bool,
@@ -86,6 +94,8 @@ struct State {
 /// The gate of one volume.
 pub struct Gate {
     clock: Arc<dyn Clock>,
+    /// What mirrors hold of it is looked up for every change: their own measure comes late when it counts.
+    journal: OnceLock<Weak<Journal>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -117,9 +127,9 @@ impl Lane {
         self.insync && self.by_bytes && self.throttles() && !self.let_go
     }
 
-    /// Trips and releases the limits. What tripped, in words.
-    fn measure(&mut self) -> Option<String> {
-        let mut news = None;
+    /// Trips and releases the limits; `coming` bytes are about to be written.
+    fn measure(&mut self, coming: u64) {
+        let bytes = self.bytes + self.ahead + coming;
         let limit = self.policy.async_limit;
         let (low, high) = self.policy.water(self.log_bytes);
         self.waits.queue_highest = self.waits.queue_highest.max(self.lacks);
@@ -129,24 +139,29 @@ impl Lane {
         } else if self.lacks > limit {
             self.by_count = true;
             self.waits.trips_by_count += 1;
-            news = Some(format!(
+            self.news = Some(format!(
                 "it lacks {} transactions, more than {limit}",
                 self.lacks
             ));
         }
         if self.by_bytes {
-            self.by_bytes = self.bytes > low;
-        } else if self.log_bytes > 0 && self.bytes > high {
+            self.by_bytes = bytes > low;
+        } else if self.log_bytes > 0 && bytes > high {
             self.by_bytes = true;
             self.waits.trips_by_bytes += 1;
-            news = Some(format!(
-                "it holds {} bytes of the buffer, more than {high}",
-                self.bytes
+            self.news = Some(format!(
+                "it holds {bytes} bytes of the buffer, more than {high}"
             ));
         }
         self.waits.over_count = self.by_count;
         self.waits.over_bytes = self.by_bytes;
-        news
+    }
+
+    /// Whether `coming` more bytes would take of the last of the log, which is for what can not wait.
+    fn is_full(&self, coming: u64) -> bool {
+        let (_, high) = self.policy.water(self.log_bytes);
+        let most = high + (self.log_bytes - high) / 2;
+        self.slows() && self.bytes + self.ahead + coming > most
     }
 }
 
@@ -190,8 +205,44 @@ impl Gate {
     pub fn new(clock: Arc<dyn Clock>) -> Gate {
         Gate {
             clock,
+            journal: OnceLock::new(),
             state: Mutex::default(),
             changed: Condvar::new(),
+        }
+    }
+
+    /// The journal that the mirrors are behind in.
+    pub fn watch(&self, journal: &Arc<Journal>) {
+        // Once, at the opening.
+        let _ = self.journal.set(Arc::downgrade(journal));
+    }
+
+    /// What throttled mirrors hold of the log now, and what will come to it.
+    fn look(&self, uncommitted: &dyn Fn() -> u64) {
+        let Some(journal) = self.journal.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        let behind: Vec<(String, Txid)> = {
+            let state = self.state.lock();
+            let lanes = state.lanes.iter();
+            let throttled = lanes.filter(|(_, l)| l.throttles() && l.insync && l.log_bytes > 0);
+            throttled.map(|(p, l)| (p.clone(), l.after)).collect()
+        };
+        if behind.is_empty() {
+            return;
+        }
+        // In this order: what is committed in between counts twice, not never.
+        let ahead = uncommitted();
+        let block_size = u64::from(journal.volume().block_size());
+        let held: Vec<u64> = behind
+            .iter()
+            .map(|(_, after)| journal.backlog(*after).1 * block_size)
+            .collect();
+        let mut state = self.state.lock();
+        for ((peer, _), bytes) in behind.iter().zip(held) {
+            if let Some(lane) = state.lanes.get_mut(peer) {
+                (lane.bytes, lane.ahead) = (bytes, ahead);
+            }
         }
     }
 
@@ -219,7 +270,10 @@ impl Gate {
                 acked: Txid(0),
                 lacks: 0,
                 bytes: 0,
+                after: Txid(0),
                 log_bytes: 0,
+                ahead: 0,
+                news: None,
                 by_count: false,
                 by_bytes: false,
                 waits: Waits::default(),
@@ -253,14 +307,24 @@ impl Gate {
         });
     }
 
-    /// What a mirror lacks: transactions, and bytes of a log of `log_bytes`. What tripped by it, in words.
-    pub fn measured(&self, peer: &str, lacks: u64, bytes: u64, log_bytes: u64) -> Option<String> {
+    /// What a mirror lacks after the transaction `after`: transactions, and bytes of a log of `log_bytes`. What tripped
+    /// since the last time, in words.
+    pub fn measured(
+        &self,
+        peer: &str,
+        after: Txid,
+        (lacks, bytes): (u64, u64),
+        log_bytes: u64,
+    ) -> Option<String> {
         self.change(|state| {
+            let entering = state.entering;
             let lane = state.lanes.get_mut(peer)?;
             lane.lacks = lacks;
             lane.bytes = bytes;
+            lane.after = after;
             lane.log_bytes = log_bytes;
-            lane.measure()
+            lane.measure(entering);
+            lane.news.take()
         })
     }
 
@@ -315,28 +379,42 @@ impl Durability for Gate {
         done();
     }
 
-    fn admit(&self) {
-        let mut state = self.state.lock();
-        if state.closed || !state.lanes.values().any(Lane::slows) {
-            return;
-        }
+    fn admit(&self, len: u64, uncommitted: &dyn Fn() -> u64) {
         let since = self.clock.monotonic();
-        let elapsed = || self.clock.monotonic().saturating_sub(since);
-        while !state.closed && state.lanes.values().any(Lane::slows) {
-            let full = |lane: &Lane| {
-                let (_, high) = lane.policy.water(lane.log_bytes);
-                lane.slows() && lane.bytes > high + (lane.log_bytes - high) / 2
-            };
-            if !state.lanes.values().any(full) && elapsed() >= SLICE {
-                break;
+        let mut waited = false;
+        loop {
+            self.look(uncommitted);
+            let mut state = self.state.lock();
+            let coming = state.entering + len;
+            let closed = state.closed;
+            let throttled = || state.lanes.values().any(Lane::throttles);
+            if closed || !throttled() {
+                state.entering = coming;
+                return;
             }
+            let lanes = state.lanes.values_mut();
+            for lane in lanes.filter(|lane| lane.throttles()) {
+                lane.measure(coming);
+            }
+            let slows = state.lanes.values().any(Lane::slows);
+            let full = state.lanes.values().any(|lane| lane.is_full(coming));
+            let elapsed = self.clock.monotonic().saturating_sub(since);
+            if !slows || (!full && elapsed >= SLICE) {
+                state.entering = coming;
+                let lanes = state.lanes.values_mut();
+                for lane in lanes.filter(|lane| waited && lane.throttles()) {
+                    lane.waits.writers_delayed += 1;
+                    lane.waits.writers_delayed_us += elapsed.as_micros() as u64;
+                }
+                return;
+            }
+            waited = true;
             self.changed.wait_for(&mut state, SLICE);
         }
-        let us = elapsed().as_micros() as u64;
-        for lane in state.lanes.values_mut().filter(|lane| lane.throttles()) {
-            lane.waits.writers_delayed += 1;
-            lane.waits.writers_delayed_us += us;
-        }
+    }
+
+    fn entered(&self, len: u64) {
+        self.state.lock().entering -= len;
     }
 }
 
@@ -435,18 +513,18 @@ mod tests {
         };
         gate.set_policy("a", &policy);
         gate.set_state("a", true, true, false);
-        assert!(gate.measured("a", 10, 0, 1000).is_none());
-        assert!(gate.measured("a", 11, 0, 1000).is_some());
+        assert!(gate.measured("a", Txid(0), (10, 0), 1000).is_none());
+        assert!(gate.measured("a", Txid(0), (11, 0), 1000).is_some());
         assert!(!gate.is_open(Txid(5)));
-        assert!(gate.measured("a", 6, 0, 1000).is_none());
+        assert!(gate.measured("a", Txid(0), (6, 0), 1000).is_none());
         assert!(!gate.is_open(Txid(5)));
-        gate.measured("a", 5, 0, 1000);
+        gate.measured("a", Txid(0), (5, 0), 1000);
         assert!(gate.is_open(Txid(5)));
-        assert!(gate.measured("a", 5, 760, 1000).is_some());
+        assert!(gate.measured("a", Txid(0), (5, 760), 1000).is_some());
         assert!(gate.is_slowing());
-        gate.measured("a", 5, 501, 1000);
+        gate.measured("a", Txid(0), (5, 501), 1000);
         assert!(gate.is_slowing());
-        gate.measured("a", 5, 500, 1000);
+        gate.measured("a", Txid(0), (5, 500), 1000);
         assert!(!gate.is_slowing());
         let waits = gate.waits("a");
         assert_eq!((waits.trips_by_count, waits.trips_by_bytes), (1, 1));
@@ -454,13 +532,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_on_its_way_counts_before_it_is_in_the_log() {
+        let gate = gate();
+        let policy = Policy {
+            on_full: OnFull::Throttle,
+            ..Policy::default()
+        };
+        gate.set_policy("a", &policy);
+        gate.set_state("a", true, true, false);
+        gate.measured("a", Txid(0), (5, 400), 1000);
+        // Three at once: none of them sees what the others write.
+        for _ in 0..3 {
+            assert!(!gate.is_slowing());
+            gate.admit(100, &|| 0);
+        }
+        let mut state = gate.state.lock();
+        let lane = state.lanes.get_mut("a").unwrap();
+        lane.measure(300 + 100);
+        assert!(lane.slows() && !lane.is_full(400) && lane.is_full(500));
+        drop(state);
+        for _ in 0..3 {
+            gate.entered(100);
+        }
+        gate.measured("a", Txid(0), (5, 400), 1000);
+        assert!(!gate.is_slowing());
+    }
+
+    #[test]
     fn who_cracks_never_makes_anybody_wait() {
         let gate = gate();
         gate.set_policy("a", &Policy::default());
         gate.set_state("a", true, true, false);
-        gate.measured("a", 1 << 20, 999, 1000);
+        gate.measured("a", Txid(0), (1 << 20, 999), 1000);
         assert!(gate.is_open(Txid(5)) && !gate.is_slowing());
-        gate.admit();
+        gate.admit(1 << 20, &|| 1 << 20);
+        gate.entered(1 << 20);
         assert_eq!(gate.waits("a").writers_delayed, 0);
     }
 }

@@ -214,6 +214,8 @@ pub fn open_master(
         facts.stamps = Some(stamps::read_open(&volume)?);
         options.facts.save(&facts)?;
     }
+    let gate = Arc::new(Gate::new(Arc::clone(&options.clock)));
+    gate.watch(&journal);
     Ok(OpenMaster {
         shared: MasterVolume {
             name,
@@ -223,7 +225,7 @@ pub fn open_master(
             fs,
             generation,
             slots: Arc::clone(&slots),
-            gate: Arc::new(Gate::new(Arc::clone(&options.clock))),
+            gate,
             facts,
             store: Arc::clone(&options.facts),
             maps: Arc::clone(&options.maps),

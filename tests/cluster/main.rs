@@ -18,6 +18,7 @@ mod commands;
 mod crack;
 mod crowd;
 mod cut;
+mod faults;
 mod first_copy;
 mod handover;
 mod killed;

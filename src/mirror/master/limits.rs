@@ -76,11 +76,12 @@ impl Mirror {
     /// What the mirror lacks, for the limits of its policy.
     pub(super) fn measure(&mut self, out: &mut Vec<Action>) {
         let acked = self.slot.state.lock().acked;
-        let (lacks, bytes) = self.queue(acked);
+        let queue = self.queue(acked);
         let stats = self.shared.journal.stats();
         let size = stats.size_blocks * u64::from(self.shared.volume.block_size());
+        let after = self.shared.log_position(acked);
         let gate = &self.shared.gate;
-        if let Some(what) = gate.measured(&self.peer, lacks, bytes, size) {
+        if let Some(what) = gate.measured(&self.peer, after, queue, size) {
             out.push(Action::Noted {
                 kind: "limit",
                 what,

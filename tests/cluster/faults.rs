@@ -1,0 +1,328 @@
+//! What wears a mirror down without killing it: a disk that gives errors, a line that is too slow for what is written, and
+//! one that breaks again and again in the middle of anything.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, VOLUME, free_address, write_durably};
+use crate::copies::assert_equal_blocks;
+use crate::sizes::{MIB, choose};
+use crate::testkit::{
+    Rng, command, e2fsck, mke2fs_with, need_fuse, need_loop, need_netns, need_tool, run, wait_until,
+};
+use crate::writer::Writer;
+
+/// A file system on a loop device whose file is on a tmpfs: when that is full, its writes fail with EIO.
+struct Failing {
+    tmpfs: PathBuf,
+    at: PathBuf,
+}
+
+impl Failing {
+    fn new(cluster: &Cluster, at: &Path) -> Failing {
+        let tmpfs = cluster.path("tmpfs");
+        std::fs::create_dir(&tmpfs).unwrap();
+        run(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                "size=64M",
+                "tmpfs",
+                tmpfs.to_str().unwrap(),
+            ],
+        )
+        .unwrap();
+        let failing = Failing {
+            tmpfs,
+            at: at.to_owned(),
+        };
+        let image = failing.tmpfs.join("image");
+        // Without a journal it goes on after errors.
+        mke2fs_with(&image, 400 << 20, "^has_journal", 4096).unwrap();
+        failing.mount();
+        failing
+    }
+
+    fn mount(&self) {
+        let image = self.tmpfs.join("image");
+        let at = [image.as_os_str(), self.at.as_os_str()];
+        let options = "loop,errors=continue,noatime";
+        run("mount", &["-o".as_ref(), options.as_ref(), at[0], at[1]]).unwrap();
+    }
+
+    fn unmount(&self) -> bool {
+        let done = command("umount").arg(&self.at).output();
+        done.is_ok_and(|out| out.status.success())
+    }
+
+    /// From now on, blocks that were never written can not be.
+    fn fail(&self) {
+        let mut filler = File::create(self.tmpfs.join("filler")).unwrap();
+        while filler.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    fn mend(&self) {
+        std::fs::remove_file(self.tmpfs.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        for at in [&self.at, &self.tmpfs] {
+            let _ = command("umount").arg("-l").arg(at).output();
+        }
+    }
+}
+
+#[test]
+fn a_mirrors_disk_with_errors_stops_only_the_mirror() {
+    if !(need_fuse() && need_loop()) {
+        return;
+    }
+    for mode in ["async", "sync"] {
+        let mut cluster = Cluster::local();
+        let store = cluster.beta.store();
+        std::fs::create_dir_all(&store).unwrap();
+        let disk = Failing::new(&cluster, &store);
+        cluster.replicated(100, &["--buffer", "8M"]);
+        cluster
+            .alpha
+            .ok(&["mirror", "set", VOLUME, "beta", "--mode", mode]);
+        write_durably(&cluster.alpha.path("before"), &[1; 100_000]);
+        cluster.settle();
+        disk.fail();
+        let mut rng = Rng(9);
+        for n in 0..30 {
+            let begun = Instant::now();
+            write_durably(&cluster.alpha.path(format!("f{n}")), &rng.bytes(1 << 20));
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "a writer was held up"
+            );
+        }
+        cluster.alpha.wait(VOLUME, "beta", "ERROR", 60);
+        let mirror = cluster.alpha.mirror(VOLUME, "beta");
+        let reason = mirror["reason"].as_str().unwrap();
+        assert!(reason.contains("disk"), "{reason}");
+        assert_eq!(mirror["degraded"], mode == "sync");
+        write_durably(&cluster.alpha.path("after"), b"text");
+        disk.mend();
+        cluster.alpha.ok(&["mirror", "restart", VOLUME, "beta"]);
+        cluster.insync();
+        cluster.verify();
+        cluster.settle();
+        // What the cache said and what is on the disk may be two things after an error.
+        cluster.stop();
+        assert!(disk.unmount());
+        disk.mount();
+        let [master, mirror] = cluster.parts();
+        e2fsck(&mirror).unwrap();
+        assert_equal_blocks(&master, &mirror);
+        drop(disk);
+    }
+}
+
+#[test]
+fn throttle_slows_writers_to_what_the_line_carries_and_nothing_cracks() {
+    if !(need_fuse() && need_netns() && need_tool("mke2fs")) {
+        return;
+    }
+    let total: u64 = choose(32, 256) * MIB;
+    const LINE: u64 = 6 << 20;
+    const BUFFER: u64 = 8 << 20;
+    let mut cluster = Cluster::linked();
+    cluster.volume(400, &["--buffer", "8M"]);
+    let path = cluster.alpha.path("file");
+    std::fs::write(&path, vec![7; 64 << 20]).unwrap();
+    cluster.mirror(&["--on-full", "throttle", "--compress", "off"]);
+    cluster.insync();
+    cluster.mount_mirror();
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(10));
+    cluster.settle();
+    cluster.hosts.as_ref().unwrap().limit(LINE).unwrap();
+    let watched = Arc::new(AtomicBool::new(true));
+    let began = Instant::now();
+    let highest = std::thread::scope(|scope| {
+        let watching = Arc::clone(&watched);
+        let alpha = &cluster.alpha;
+        let watcher = scope.spawn(move || {
+            let mut highest = 0;
+            while watching.load(Ordering::Relaxed) {
+                let mirror = alpha.mirror(VOLUME, "beta");
+                assert_eq!(mirror["state"], "INSYNC", "{mirror}");
+                assert_eq!(mirror["cracked"], false, "{mirror}");
+                highest = highest.max(mirror["buffer_used"].as_u64().unwrap());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            highest
+        });
+        let file = File::options().write(true).open(&path).unwrap();
+        let mut rng = Rng(5);
+        for n in 0..total / 65536 {
+            let at = (n * 65536) % (64 << 20);
+            file.write_all_at(&rng.bytes(65536), at).unwrap();
+            if n % 16 == 15 {
+                file.sync_data().unwrap();
+            }
+        }
+        file.sync_all().unwrap();
+        watched.store(false, Ordering::Relaxed);
+        watcher.join().unwrap()
+    });
+    let took = began.elapsed();
+    eprintln!("{total} bytes in {took:.1?}, at most {highest} bytes in the buffer");
+    assert!(highest <= BUFFER, "{highest} bytes in a buffer of {BUFFER}");
+    assert!(highest > BUFFER / 4, "{highest}: it was never put to use");
+    let least = (total - BUFFER) / LINE;
+    assert!(
+        took >= Duration::from_secs(least * 3 / 4),
+        "{took:?}: the line can not have carried {total} bytes"
+    );
+    let outofsync = cluster
+        .alpha
+        .events()
+        .iter()
+        .any(|e| e.to_string().contains("OUTOFSYNC"));
+    assert!(!outofsync, "it fell out of sync");
+    cluster.insync();
+    cluster.assert_same_trees();
+    cluster.verify();
+    cluster.stop();
+}
+
+/// Between two nodes: passes bytes on, and cuts every connection after some of them.
+struct Proxy {
+    address: String,
+    bad: Arc<AtomicBool>,
+    cuts: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    fn new(to: &str, seed: u64) -> Proxy {
+        let address = free_address();
+        let listener = TcpListener::bind(&address).unwrap();
+        let bad = Arc::new(AtomicBool::new(false));
+        let cuts = Arc::new(AtomicU64::new(0));
+        let (to, stop, cut) = (to.to_owned(), Arc::clone(&bad), Arc::clone(&cuts));
+        // It ends with the test's process; nobody calls it by then.
+        std::thread::spawn(move || {
+            let mut rng = Rng(seed);
+            for near in listener.incoming().flatten() {
+                let Ok(far) = TcpStream::connect(&to) else {
+                    continue;
+                };
+                for (from, into) in [(&near, &far), (&far, &near)] {
+                    // From a handshake that is cut off to a megabyte of the stream.
+                    let budget = 1 << (5 + rng.below(16));
+                    let budget = budget + rng.below(budget);
+                    let (from, into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
+                    let (bad, cuts) = (Arc::clone(&stop), Arc::clone(&cut));
+                    let delay = Duration::from_millis(rng.below(4));
+                    std::thread::spawn(move || pump(from, into, budget, delay, &bad, &cuts));
+                }
+            }
+        });
+        Proxy { address, bad, cuts }
+    }
+}
+
+fn pump(
+    mut from: TcpStream,
+    mut into: TcpStream,
+    mut budget: u64,
+    delay: Duration,
+    bad: &AtomicBool,
+    cuts: &AtomicU64,
+) {
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = from.read(&mut chunk) {
+        let mut pass = n;
+        if bad.load(Ordering::Relaxed) {
+            std::thread::sleep(delay);
+            pass = n.min(budget as usize);
+            budget -= pass as u64;
+        }
+        if into.write_all(&chunk[..pass]).is_err() {
+            break;
+        }
+        if pass < n {
+            cuts.fetch_add(1, Ordering::Relaxed);
+            break;
+        }
+    }
+    for stream in [&from, &into] {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn a_line_that_breaks_at_any_byte_ends_in_sync_and_equal() {
+    if !(need_fuse() && need_tool("mke2fs")) {
+        return;
+    }
+    let mut cluster = Cluster::made(None);
+    cluster.start();
+    let to_beta = Proxy::new(&cluster.beta.address, 1);
+    let to_alpha = Proxy::new(&cluster.alpha.address, 2);
+    for (one, other, proxy) in [
+        (&cluster.alpha, &cluster.beta, &to_beta),
+        (&cluster.beta, &cluster.alpha, &to_alpha),
+    ] {
+        let key = other.ok(&["node", "fingerprint"]);
+        let args = [
+            "peer",
+            "add",
+            &other.name,
+            &proxy.address,
+            "--fingerprint",
+            key.trim(),
+        ];
+        one.ok(&args);
+    }
+    cluster.replicated(256, &["--buffer", "32M"]);
+    let set_bad = |bad: bool| {
+        for proxy in [&to_beta, &to_alpha] {
+            proxy.bad.store(bad, Ordering::Relaxed);
+        }
+    };
+    let cuts = || to_beta.cuts.load(Ordering::Relaxed) + to_alpha.cuts.load(Ordering::Relaxed);
+    let writer = Writer::paced(cluster.alpha.path("writer"), 6, Duration::from_millis(10));
+    writer.wait_for(20, Duration::from_secs(30));
+    let mut acknowledged = None;
+    let mut writer = Some(writer);
+    for mode in ["async", "sync"] {
+        cluster
+            .alpha
+            .ok(&["mirror", "set", VOLUME, "beta", "--mode", mode]);
+        let before = cuts();
+        set_bad(true);
+        let often = wait_until(Duration::from_secs(60), || {
+            cuts() - before >= choose(15, 200)
+        });
+        set_bad(false);
+        assert!(often, "{} cuts", cuts() - before);
+        cluster.insync();
+        if mode == "sync" {
+            acknowledged = writer.take().map(Writer::stop);
+        }
+    }
+    eprintln!("cut {} times", cuts());
+    let acknowledged = acknowledged.unwrap();
+    cluster.insync();
+    cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    cluster.assert_same_trees();
+    acknowledged.assert_kept(&cluster.beta.path("writer"));
+    cluster.verify();
+    cluster.stop();
+    let [master, mirror] = cluster.parts();
+    e2fsck(&mirror).unwrap();
+    assert_equal_blocks(&master, &mirror);
+}
