@@ -70,8 +70,8 @@ pub use error::FsError;
 pub use hold::Writes;
 pub use mmp::{Claim, claim_volume};
 pub use open::{
-    FsOptions, FsRole, How, Opened, block_size_of, journal_map, open_volume, read_superblock,
-    set_recover,
+    FsOptions, FsRole, How, Opened, block_size_of, journal_map, open_volume, open_volume_noting,
+    read_superblock, set_recover,
 };
 pub use restore::Restored;
 pub use write::WriteFor;

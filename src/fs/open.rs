@@ -28,7 +28,7 @@ use crate::fs::orphan::Orphans;
 use crate::fs::running::Running;
 use crate::fs::{Fs, FsError, indirect};
 use crate::io::{Clock, Disk, Random};
-use crate::journal::{Image, Journal, LogMap, Recovery};
+use crate::journal::{Image, Journal, JournalError, LogMap, Recovery};
 use crate::units::{BlockNo, BlockRange, FileBlock, Ino, Txid};
 use crate::volume::Volume;
 
@@ -268,6 +268,16 @@ pub fn journal_map(volume: &Volume) -> Result<LogMap, FsError> {
 /// # Errors
 /// `Unsupported` names the features that keep the volume from being opened at all.
 pub fn open_volume(volume: Arc<Volume>, base: Txid, how: How) -> Result<Opened, FsError> {
+    open_volume_noting(volume, base, how, &mut |_| Ok(()))
+}
+
+/// As `open_volume`. `note` is told what a recovery brought before the log forgets it (`Journal::recover_noting`).
+pub fn open_volume_noting(
+    volume: Arc<Volume>,
+    base: Txid,
+    how: How,
+    note: &mut dyn FnMut(&Recovery) -> Result<(), JournalError>,
+) -> Result<Opened, FsError> {
     let sb = read_superblock(&volume)?;
     let access = features::access(&sb);
     if let Access::Refused(reasons) = &access {
@@ -289,8 +299,8 @@ pub fn open_volume(volume: Arc<Volume>, base: Txid, how: How) -> Result<Opened, 
         }
         let recovery = match how {
             _ if !writable => journal.recover_overlay()?,
-            How::Confirmed(confirmed) => journal.recover_confirmed(confirmed)?,
-            How::ReadWrite | How::ReadOnly => journal.recover()?,
+            How::Confirmed(confirmed) => journal.recover_noting(Some(confirmed), note)?,
+            How::ReadWrite | How::ReadOnly => journal.recover_noting(None, note)?,
         };
         info!(?recovery, "journal recovered");
         recovered = Some(recovery);

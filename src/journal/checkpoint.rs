@@ -244,6 +244,14 @@ impl Journal {
         if !self.state.read().live {
             return Ok(());
         }
+        let keeper = self.keeper.read().clone();
+        if let Some(keeper) = keeper {
+            let (last, chain) = {
+                let state = self.state.read();
+                (state.last, state.chain)
+            };
+            keeper.emptying(last, chain)?;
+        }
         self.mark_clean().map_err(|error| self.abort_with(error))
     }
 

@@ -63,7 +63,7 @@ pub enum JournalError {
         source: VolumeError,
     },
     /// The fact file could not be written, or the caller's keeper failed in another way.
-    #[error("journal: saving the log's tail: {0}")]
+    #[error("journal: saving what is known of the log: {0}")]
     Keeper(String),
     /// The caller's mistake.
     #[error("journal: refused: {0}")]

@@ -47,17 +47,24 @@ struct Survey {
 impl Journal {
     /// Brings home what the log holds and marks it clean, durably. Does nothing to a clean log.
     pub fn recover(&self) -> Result<Recovery, JournalError> {
-        self.recover_through(None)
+        self.recover_noting(None, &mut |_| Ok(()))
     }
 
     /// As `recover`, but transactions after `confirmed` stay in the log as if they had just been appended: durable, not
     /// visible, not home. A mirror in sync mode opens so, because the master may not have committed them; then it
     /// publishes or discards them, and begins a segment. What the log itself says of confirmation counts as well.
     pub fn recover_confirmed(&self, confirmed: Txid) -> Result<Recovery, JournalError> {
-        self.recover_through(Some(confirmed))
+        self.recover_noting(Some(confirmed), &mut |_| Ok(()))
     }
 
-    fn recover_through(&self, limit: Option<Txid>) -> Result<Recovery, JournalError> {
+    /// As `recover`, or with a limit as `recover_confirmed`. `note` is told what was replayed while the log still holds it: if
+    /// it fails, so does the recovery, and the next one finds the same. A log that was emptied can not say any more of
+    /// which transaction the state at home is.
+    pub fn recover_noting(
+        &self,
+        limit: Option<Txid>,
+        note: &mut dyn FnMut(&Recovery) -> Result<(), JournalError>,
+    ) -> Result<Recovery, JournalError> {
         let _commit = self.commit.lock();
         let _checkpoint = self.checkpoint.lock();
         self.check_alive()?;
@@ -66,6 +73,7 @@ impl Journal {
         }
         let survey = self.survey(limit)?;
         self.replay(&survey)?;
+        note(&survey.recovery)?;
         let left_behind = self.left_behind(survey.end, survey.next_tid)?;
         {
             let mut state = self.state.write();

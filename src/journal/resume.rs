@@ -114,6 +114,20 @@ impl Journal {
         Ok(state.txns.iter().map(|t| t.info(&self.log)).collect())
     }
 
+    /// The state at home, and all that the log holds, is that of `last`, with this chain hash: no id between the log's own last
+    /// transaction and this was ever issued. A loaded log that holds nothing knows its last transaction from here only.
+    /// Before `begin_segment`.
+    pub fn set_last(&self, last: Txid, chain: u64) {
+        let mut state = self.state.write();
+        if state.txns.back().is_none_or(|txn| txn.txid <= last) {
+            state.last = last;
+            state.published = last;
+            state.chain = chain;
+            state.published_chain = chain;
+            state.kept_after = state.kept_after.min(last);
+        }
+    }
+
     /// Reads the headers from `start` to `end`; with each transaction, what it overwrote at home.
     fn walk(
         &self,

@@ -147,14 +147,25 @@ impl State {
             .is_some_and(|low| self.refs.owner(block).is_some_and(|owner| owner > low))
     }
 
-    /// The first transaction that a consumer still needs: position, id, generation. Behind the last when there is none.
+    /// The id behind the transaction before the one at `index`: no other was issued between the two. Somebody who has that
+    /// transaction lacks nothing that the log does not hold, and must be able to tell so after a restart.
+    fn not_before(&self, index: usize) -> Txid {
+        match index.checked_sub(1) {
+            Some(before) => self.txns[before].txid.next(),
+            None => self.kept_after.next(),
+        }
+    }
+
+    /// The first transaction that a consumer still needs: position, id (or a lower bound of it), generation. Behind the last
+    /// when there is none.
     pub fn needed(&self) -> (Pos, Txid, Generation) {
         let behind = (self.head, self.last.next(), self.generation);
         let Some(low) = self.lowest_consumer() else {
             return behind;
         };
-        match self.txns.get(self.txns.partition_point(|t| t.txid <= low)) {
-            Some(t) => (t.start, t.txid, t.generation),
+        let at = self.txns.partition_point(|t| t.txid <= low);
+        match self.txns.get(at) {
+            Some(t) => (t.start, self.not_before(at), t.generation),
             None => behind,
         }
     }
@@ -340,7 +351,7 @@ impl State {
                 self.txns
                     .get(at)
                     .map_or((self.head, self.last.next(), self.generation), |t| {
-                        (t.start, t.txid, t.generation)
+                        (t.start, self.not_before(at), t.generation)
                     })
             }
             _ => self.needed(),

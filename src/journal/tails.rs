@@ -22,6 +22,11 @@ pub trait TailKeeper: Send + Sync {
     fn confirm(&self, _through: Txid) -> Result<(), JournalError> {
         Ok(())
     }
+    /// The log is about to be emptied, everything up to `last` being home: the last chance to remember of which transaction,
+    /// with which chain hash, the state at home is. If this fails, the log stays as it is.
+    fn emptying(&self, _last: Txid, _chain: u64) -> Result<(), JournalError> {
+        Ok(())
+    }
 }
 
 impl Journal {

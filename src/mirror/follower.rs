@@ -380,7 +380,8 @@ impl Follower {
             }
             Message::Pong { .. } => {}
             Message::Bye { reason } => {
-                self.idle_into(&mut out)?;
+                // As if the link were lost: nothing of this session holds on the next one.
+                out.extend(self.disconnected()?);
                 out.push(Output::Close(reason));
             }
             Message::RoleQuery { .. }

@@ -5,17 +5,41 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::journal::{Journal, JournalError, TailKeeper};
+use crate::journal::{Journal, JournalError, Recovery, TailKeeper};
 use crate::mirror::committed::chain_at;
 use crate::mirror::floor::Heir;
 use crate::mirror::slot::Slots;
-use crate::units::{Generation, Txid};
-use crate::volume::facts::{FactStore, Facts, MirrorTail, Segment};
+use crate::units::{Generation, Txid, planted};
+use crate::volume::facts::{FactStore, Facts, FactsError, MirrorTail, Segment};
 
 fn save(store: &dyn FactStore, facts: &Facts) -> Result<(), JournalError> {
     store
         .save(facts)
         .map_err(|error| JournalError::Keeper(error.to_string()))
+}
+
+/// The log is about to lose what says that the state is that of `last`.
+fn remember(facts: &mut Facts, last: Txid, chain: u64) {
+    if facts.applied <= last {
+        facts.applied = last;
+        facts.chain = chain;
+    }
+}
+
+/// Notes what a recovery brought home, before the log forgets it: a volume whose log is empty and whose facts do not know
+/// of its last transactions would come back under the name of an older state.
+pub fn note_recovery(
+    facts: &mut Facts,
+    store: &dyn FactStore,
+    recovery: &Recovery,
+) -> Result<(), FactsError> {
+    let stale = planted::is("stale-facts");
+    let Some(last) = recovery.last.filter(|last| *last > facts.applied && !stale) else {
+        return Ok(());
+    };
+    remember(facts, last, recovery.chain.unwrap_or(0));
+    facts.high_txid = facts.high_txid.max(last);
+    store.save(facts)
 }
 
 /// The keeper of a master's journal.
@@ -62,6 +86,10 @@ impl TailKeeper for MasterKeeper {
             })
             .collect();
         let mut facts = self.facts.lock();
+        if let Some(journal) = self.journal.upgrade() {
+            // A crash now may find a log in which there is nothing: then only the facts can say what there was.
+            remember(&mut facts, journal.last_committed(), journal.chain());
+        }
         facts.tail = tail;
         facts.segments = segments.to_vec();
         for (peer, position, cracked) in positions {
@@ -79,6 +107,12 @@ impl TailKeeper for MasterKeeper {
                 .make_room(&journal, self.generation, oldest, last),
             None => Ok(()),
         }
+    }
+
+    fn emptying(&self, last: Txid, chain: u64) -> Result<(), JournalError> {
+        let mut facts = self.facts.lock();
+        remember(&mut facts, last, chain);
+        save(&*self.store, &facts)
     }
 }
 
@@ -143,6 +177,14 @@ impl TailKeeper for FollowerKeeper {
         journal.set_consumer(self.consumer, applied);
         self.heir.make_room(&journal, generation, oldest, applied);
         Ok(())
+    }
+
+    fn emptying(&self, last: Txid, chain: u64) -> Result<(), JournalError> {
+        let mut facts = self.facts.lock();
+        remember(&mut facts, last, chain);
+        facts.confirmed = facts.confirmed.max(last);
+        facts.high_txid = facts.high_txid.max(last);
+        save(&*self.store, &facts)
     }
 
     fn confirm(&self, through: Txid) -> Result<(), JournalError> {

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::fs::{Fs, FsOptions, FsRole, How, claim_volume, open_volume};
+use crate::fs::{Fs, FsOptions, FsRole, How, claim_volume, open_volume_noting};
 use crate::io::{Clock, Disk, Random};
-use crate::journal::ResumeEnd;
+use crate::journal::{JournalError, ResumeEnd};
 use crate::mirror::MirrorError;
+use crate::mirror::committed::chain_at;
 use crate::mirror::dirty::DirtyMap;
 use crate::mirror::gate::Gate;
-use crate::mirror::keeper::MasterKeeper;
+use crate::mirror::keeper::{MasterKeeper, note_recovery};
 use crate::mirror::master::MasterVolume;
 use crate::mirror::slot::{Slot, SlotState, Slots};
 use crate::mirror::stamps;
@@ -70,14 +71,18 @@ pub fn open_master(
     options: &MasterOptions,
 ) -> Result<OpenMaster, MirrorError> {
     let changed = match &facts.stamps {
-        Some(expected) => stamps::changed(expected, &stamps::read(&volume)?),
+        Some(_) => stamps::differ(&facts, &stamps::read(&volume)?),
         // Only between the two saves of an opening there are none: nobody knows, so it is compared.
         None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
         None => None,
     };
     // Before anything is written, the journal's recovery included.
     let claim = claim_volume(&volume, &*options.clock, &*options.random)?;
-    let mut opened = open_volume(Arc::clone(&volume), facts.high_txid, How::ReadWrite)?;
+    let base = facts.high_txid;
+    let mut opened = open_volume_noting(Arc::clone(&volume), base, How::ReadWrite, &mut |found| {
+        note_recovery(&mut facts, &*options.facts, found)
+            .map_err(|error| JournalError::Keeper(error.to_string()))
+    })?;
     opened.claim = claim;
     let journal = Arc::clone(&opened.journal);
     if let Some(what) = &changed {
@@ -88,7 +93,6 @@ pub fn open_master(
             .values_mut()
             .for_each(|peer| peer.record.changed_outside = true);
     }
-    let mut last = Txid(0);
     let mut kept = Vec::new();
     let mut floor = Txid(0);
     if let (None, Some(tail)) = (&changed, &facts.tail) {
@@ -98,7 +102,6 @@ pub fn open_master(
         };
         match journal.resume(&facts.segments, tail, end) {
             Ok(infos) => {
-                last = infos.last().map_or(last, |info| info.txid);
                 kept = infos;
                 // The saved tail never passed what a mirror lacked: each had, or its map covers, what is before it.
                 floor = Txid(tail.txid.0.saturating_sub(1));
@@ -107,23 +110,24 @@ pub fn open_master(
                 "the mirror buffer can not be resumed: mirrors that lack something will be compared"),
         }
     }
-    let recovered = opened.recovered.as_ref();
-    let last = [
-        Some(last),
-        recovered.and_then(|recovery| recovery.last),
-        facts.head.map(|head| head.txid),
-        Some(facts.applied),
-    ]
-    .into_iter()
-    .flatten()
-    .max()
-    .unwrap_or_default();
-    let chain = kept
-        .last()
-        .map(|info| info.chain)
-        .or(recovered.and_then(|recovery| recovery.chain))
-        .or(facts.head.map(|head| head.chain))
-        .unwrap_or(facts.chain);
+    let recovered = opened
+        .recovered
+        .as_ref()
+        .filter(|found| found.last.is_some());
+    let newest = [
+        kept.last().map(|info| (info.txid, info.chain)),
+        recovered.map(|found| (found.last.unwrap_or_default(), found.chain.unwrap_or(0))),
+        facts.head.map(|head| (head.txid, head.chain)),
+        Some((facts.applied, facts.chain)),
+    ];
+    let mut newest = newest.into_iter().flatten();
+    let first = newest.next().unwrap_or_default();
+    // Where two name the same transaction, the first that does is believed: the log before the facts.
+    let (last, chain) = newest.fold(
+        first,
+        |best, next| if next.0 > best.0 { next } else { best },
+    );
+    journal.set_last(last, chain);
 
     let generation = Generation(options.random.u128());
     facts.generations.push(Lineage {
@@ -141,7 +145,7 @@ pub fn open_master(
     facts.chain = chain;
     facts.head = None;
     // The engine is about to count this mount in the superblock.
-    facts.stamps = None;
+    facts.set_stamps(None);
     options.facts.save(&facts)?;
 
     let opened_at = journal.last_committed().max(last);
@@ -182,7 +186,6 @@ pub fn open_master(
         generation,
     )));
     journal.begin_segment(generation, first)?;
-    journal.set_chain(chain);
     let log = journal.map().0.clone();
     let fs = Arc::new(Fs::open(
         opened,
@@ -211,7 +214,7 @@ pub fn open_master(
         // From here on this state has the name `opened_at`, to mirrors too: a power cut before the first commit must not take it
         // back behind what they were told.
         facts.applied = facts.applied.max(opened_at);
-        facts.stamps = Some(stamps::read_open(&volume)?);
+        facts.set_stamps(Some(stamps::read_open(&volume)?));
         options.facts.save(&facts)?;
     }
     let gate = Arc::new(Gate::new(Arc::clone(&options.clock)));
@@ -335,6 +338,14 @@ impl OpenMaster {
         let left = {
             let mut facts = self.shared.facts.lock();
             facts.peers.remove(&slot.peer);
+            // Without mirrors the log keeps nothing, and after a crash it may not know what there was: a copy that is kept, and
+            // made a mirror again, must find its transaction in this history.
+            let journal = &self.shared.journal;
+            let last = journal.last_committed();
+            if let Some(chain) = chain_at(journal, last).filter(|_| facts.applied < last) {
+                facts.applied = last;
+                facts.chain = chain;
+            }
             self.shared.store.save(&facts)?;
             facts.peers.len()
         };
@@ -372,7 +383,7 @@ impl OpenMaster {
             facts.chain = head.chain;
         }
         facts.head = report.head;
-        facts.stamps = Some(stamps::read(&self.shared.volume)?);
+        facts.set_stamps(Some(stamps::read(&self.shared.volume)?));
         self.shared.store.save(&facts)?;
         Ok(())
     }

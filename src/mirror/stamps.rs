@@ -9,7 +9,7 @@ use crate::journal::Transaction;
 use crate::mirror::{MirrorError, guard};
 use crate::units::BlockNo;
 use crate::volume::Volume;
-use crate::volume::facts::OutsideStamps;
+use crate::volume::facts::{Facts, OutsideStamps};
 
 /// The stamps of a volume that is closed.
 pub fn read(volume: &Volume) -> Result<OutsideStamps, MirrorError> {
@@ -49,6 +49,13 @@ pub fn carried(txn: &Transaction, block_size: u32) -> Option<OutsideStamps> {
         s_lastcheck: i64::from(superblock.s_lastcheck()),
         ..OutsideStamps::default()
     })
+}
+
+/// What changed since the facts were saved, in words; `None` if nothing did, or if nothing was recorded.
+pub fn differ(facts: &Facts, found: &OutsideStamps) -> Option<String> {
+    let expected = facts.stamps.as_ref()?;
+    let mut others = facts.other_stamps.iter();
+    changed(expected, found).filter(|_| others.all(|other| changed(other, found).is_some()))
 }
 
 /// What changed since `expected` was recorded, in words; `None` if nothing did.

@@ -47,6 +47,9 @@ pub struct Facts {
     pub head: Option<LogHead>,
     /// By which a change from outside is noticed; recorded at open and at close.
     pub stamps: Option<OutsideStamps>,
+    /// On a mirror: stamps that are as good, until it is known that the log holds the transaction which brings `stamps`.
+    #[serde(default)]
+    pub other_stamps: Vec<OutsideStamps>,
     /// How much of the volume this copy has.
     pub copy: Copy,
     /// A mirror's copy is a state the master had once it has applied this transaction.
@@ -102,6 +105,7 @@ impl Facts {
             tail: None,
             head: None,
             stamps: None,
+            other_stamps: Vec::new(),
             copy: Copy::Blank,
             consistent_at: Txid(0),
             applied: Txid(0),
@@ -117,6 +121,12 @@ impl Facts {
             members: Vec::new(),
             handing_over: None,
         }
+    }
+
+    /// Sets the stamps, and that no others are expected.
+    pub fn set_stamps(&mut self, stamps: Option<OutsideStamps>) {
+        self.stamps = stamps;
+        self.other_stamps.clear();
     }
 }
 
@@ -182,7 +192,7 @@ pub struct MirrorTail {
     /// Where it begins.
     #[serde(with = "json::number")]
     pub log_block: LogBlock,
-    /// The first transaction that is still kept.
+    /// The first transaction that is still kept, or a lower bound of its id: nothing was issued between the two.
     #[serde(with = "json::number")]
     pub txid: Txid,
     /// The opening that wrote it.

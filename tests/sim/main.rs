@@ -12,6 +12,7 @@ mod random;
 mod staged;
 mod threads;
 
+mod reopened;
 mod simulate;
 
 mod walks;

@@ -320,6 +320,11 @@ impl World {
     }
 
     pub fn start_mirror(&mut self) {
+        self.try_start_mirror().unwrap();
+    }
+
+    /// Starts the mirror, if its disks let it.
+    pub fn try_start_mirror(&mut self) -> Result<(), MirrorError> {
         let env = Env {
             node: "b".to_string(),
             parts: Arc::clone(&self.mirror_parts) as Arc<dyn PartStore>,
@@ -335,7 +340,7 @@ impl World {
         let volume = facts
             .as_ref()
             .map(|_| Arc::new(Volume::new(vec![self.mirror_parts.device()], BLOCK).unwrap()));
-        let (follower, outputs) = Follower::open(env, "data".to_string(), facts, volume).unwrap();
+        let (follower, outputs) = Follower::open(env, "data".to_string(), facts, volume)?;
         assert!(
             follower.durable().0 >= self.acknowledged || !follower.is_consistent(),
             "transaction {} was acknowledged, the mirror has {}",
@@ -344,6 +349,7 @@ impl World {
         );
         self.follower = Some(follower);
         self.put_out(outputs);
+        Ok(())
     }
 
     pub fn create_mirror(&mut self) {

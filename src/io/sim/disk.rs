@@ -167,7 +167,9 @@ impl SimDisk {
         apply_survivors(&mut pages, &pending, survivors);
         state.live = pages.clone();
         state.durable = pages;
-        state.changed += 1;
+        if !pending.is_empty() {
+            state.changed += 1;
+        }
     }
 
     /// Writes and zeroings since the last flush.

@@ -279,14 +279,18 @@ impl Follower {
     }
 
     /// The master was opened again: its mount count, which `txns` bring, is this copy's from now on, and no change from
-    /// outside. Durable before the log, or a checkpoint, can bring the superblock itself.
+    /// outside. Durable before the log, or a checkpoint, can bring the superblock itself; and since the log may fail, what was
+    /// so before is none either.
     fn take_stamps(&self, txns: &[Transaction]) -> Result<(), MirrorError> {
         let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
         let carried = |txn| stamps::carried(txn, block_size);
-        if let Some(stamps) = txns.iter().rev().find_map(carried) {
+        let mut carried: Vec<_> = txns.iter().filter_map(carried).collect();
+        if let Some(stamps) = carried.pop() {
             let mut facts = self.facts.lock();
             if facts.stamps.as_ref() != Some(&stamps) {
+                carried.extend(facts.stamps.take());
                 facts.stamps = Some(stamps);
+                facts.other_stamps = carried;
                 self.env.facts.save(&facts)?;
             }
         }

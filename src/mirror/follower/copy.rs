@@ -234,7 +234,7 @@ impl Follower {
             let mut facts = self.facts.lock();
             if let Some(generations) = generations {
                 facts.generations = generations;
-                facts.stamps = None;
+                facts.set_stamps(None);
                 facts.tail = None;
                 facts.segments.clear();
                 facts.head = None;

@@ -10,10 +10,10 @@ use std::time::Duration;
 use states::reconnect::Fate;
 
 use super::{Env, Follower, Following, Output, Phase, SELF, protocol};
-use crate::fs::{Fs, FsOptions, FsRole, How, open_volume};
-use crate::journal::{Journal, Recovery, ResumeEnd, Transaction};
+use crate::fs::{Fs, FsOptions, FsRole, How, open_volume_noting};
+use crate::journal::{Journal, JournalError, Recovery, ResumeEnd, Transaction};
 use crate::mirror::floor::Heir;
-use crate::mirror::keeper::FollowerKeeper;
+use crate::mirror::keeper::{FollowerKeeper, note_recovery};
 use crate::mirror::lost::{Gone, Unshown, keep_aside};
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::roles::fate;
@@ -60,7 +60,7 @@ impl Follower {
         facts.chain = chain.unwrap_or(facts.chain);
         facts.high_txid = facts.high_txid.max(last);
         facts.head = Some(head);
-        facts.stamps = Some(stamps::read(&volume)?);
+        facts.set_stamps(Some(stamps::read(&volume)?));
         self.env.facts.save(&facts)?;
         Ok(following.journal.map().0.clone())
     }
@@ -75,10 +75,31 @@ impl Follower {
         let mut facts = self.facts.lock().clone();
         let base = facts.high_txid.max(facts.applied);
         let how = How::Confirmed(facts.confirmed);
-        let opened = open_volume(Arc::clone(&volume), base, how)?;
+        let mut unnoted = None;
+        let opened =
+            open_volume_noting(
+                Arc::clone(&volume),
+                base,
+                how,
+                &mut |found| match note_recovery(&mut facts, &*self.env.facts, found) {
+                    Ok(()) => {
+                        *self.facts.lock() = facts.clone();
+                        Ok(())
+                    }
+                    Err(error) => {
+                        let why = JournalError::Keeper(error.to_string());
+                        unnoted = Some(error);
+                        Err(why)
+                    }
+                },
+            );
+        if let Some(error) = unnoted {
+            return Err(error.into());
+        }
+        let opened = opened?;
         // After the recovery: the log may bring the mount count of a master that was opened again.
-        if let Some(expected) = &facts.stamps
-            && let Some(what) = stamps::changed(expected, &stamps::read(&volume)?)
+        if facts.stamps.is_some()
+            && let Some(what) = stamps::differ(&facts, &stamps::read(&volume)?)
         {
             tracing::warn!(volume = %self.name, %what, "this copy was changed from outside: it will be compared");
             facts.tainted = true;
@@ -100,16 +121,8 @@ impl Follower {
             tracing::info!(volume = %self.name, shown = %journal.last_published(), durable = %journal.last_committed(),
                 "the last transactions were not confirmed: the master will say what becomes of them");
             facts.head = None;
-            facts.stamps = Some(stamps::read_open(&volume)?);
+            facts.set_stamps(Some(stamps::read_open(&volume)?));
             facts.high_txid = facts.high_txid.max(journal.last_committed());
-            // What was confirmed is home, and no longer in the log.
-            if let Some(recovery) = &opened.recovered
-                && let (Some(last), Some(chain)) = (recovery.last, recovery.chain)
-                && last > facts.applied
-            {
-                facts.applied = last;
-                facts.chain = chain;
-            }
             self.env.facts.save(&facts)?;
             *self.facts.lock() = facts;
         } else {
@@ -118,7 +131,8 @@ impl Follower {
             self.continue_log(&journal, &heir, opened.recovered.as_ref())?;
         }
         let applied = match unconfirmed {
-            true => journal.last_published(),
+            // What went home says so in the facts; what is kept back may say less.
+            true => journal.last_published().max(self.facts.lock().applied),
             false => self.facts.lock().applied,
         };
         let fs = Arc::new(Fs::open(
@@ -198,7 +212,7 @@ impl Follower {
         }
         guard::set_recover(&volume)?;
         facts.head = None;
-        facts.stamps = Some(stamps::read_open(&volume)?);
+        facts.set_stamps(Some(stamps::read_open(&volume)?));
         facts.confirmed = facts.confirmed.max(facts.applied);
         self.env.facts.save(&facts)?;
         let (applied, chain, floor) = (facts.applied, facts.chain, facts.floor);
@@ -273,6 +287,7 @@ impl Follower {
             let (journal, heir) = (Arc::clone(&following.journal), Arc::clone(&following.heir));
             let applied = following.applied;
             {
+                // Before the log is emptied: it is what says so until now.
                 let mut facts = self.facts.lock();
                 facts.applied = applied;
                 if let Some(chain) = committed::chain_at(&journal, applied) {

@@ -121,6 +121,10 @@ impl Follower {
             discard: false,
         }
         .carry_out(&mut facts);
+        if stepped.is_err() {
+            // The log may be home by now, and the stored facts say so.
+            *self.facts.lock() = self.env.facts.load()?;
+        }
         let stepped = match stepped {
             Err(MirrorError::Refused { cause, detail }) => {
                 self.follow(out)?;
@@ -275,6 +279,8 @@ impl Follower {
             drop_after,
         } = start;
         self.current = None;
+        // A resync that was under way on this link ended there: the copy is what it was before.
+        self.drop_staged();
         self.idle_into(out)?;
         let lineage = lineage(generations);
         self.settle_unconfirmed(drop_after, &lineage, out)?;
@@ -320,7 +326,7 @@ impl Follower {
                     facts.applied = from;
                     // Until a comparison has found every difference, another one has to.
                     facts.tainted = compare;
-                    facts.stamps = None;
+                    facts.set_stamps(None);
                     // The log is left alone from here on: it ends before what the copy will be.
                     facts.tail = None;
                     facts.segments.clear();

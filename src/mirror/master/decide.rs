@@ -131,6 +131,7 @@ impl Mirror {
                 mirror: theirs.chain,
                 master: chain_at(journal, Txid(at)),
             });
+        tracing::debug!(volume = %self.shared.name, peer = %self.peer, ?master, ?mirror, ?chain, "compared");
         reconnect::decide(&master, &mirror, chain)
     }
 

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use states::Cause;
 
 use super::{Relation, relation, shared_lineage};
-use crate::fs::{How, open_volume};
-use crate::journal::{Journal, ResumeEnd, TxnInfo};
+use crate::fs::{How, open_volume_noting};
+use crate::journal::{Journal, JournalError, ResumeEnd, TxnInfo};
 use crate::mirror::dirty::{DirtyError, DirtyMap};
 use crate::mirror::floor::HEIR;
+use crate::mirror::keeper::note_recovery;
 use crate::mirror::lost::{Gone, LostStore, keep_aside};
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
@@ -96,12 +97,18 @@ struct Survey {
     changed: Option<String>,
 }
 
-fn survey(volume: &Arc<Volume>, facts: &Facts) -> Result<Survey, MirrorError> {
+fn survey(
+    volume: &Arc<Volume>,
+    facts: &mut Facts,
+    store: &dyn FactStore,
+) -> Result<Survey, MirrorError> {
     let base = facts.high_txid.max(facts.applied);
-    let opened = open_volume(Arc::clone(volume), base, How::ReadWrite)?;
+    let opened = open_volume_noting(Arc::clone(volume), base, How::ReadWrite, &mut |found| {
+        note_recovery(facts, store, found).map_err(|error| JournalError::Keeper(error.to_string()))
+    })?;
     let journal = opened.journal;
     let changed = match &facts.stamps {
-        Some(expected) => stamps::changed(expected, &stamps::read(volume)?),
+        Some(_) => stamps::differ(facts, &stamps::read(volume)?),
         None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
         None => None,
     };
@@ -153,7 +160,7 @@ impl StepBack<'_> {
         if facts.switching.is_some() {
             return Err(self.refused("a staged resync is being brought home".to_string()));
         }
-        let found = survey(self.volume, facts)?;
+        let found = survey(self.volume, facts, self.facts)?;
         let ours = facts.generations.clone();
         let shared = match relation(&ours, self.theirs) {
             Relation::Behind { fork } => Some(fork.min(found.last)),
@@ -232,12 +239,12 @@ impl StepBack<'_> {
         facts.handing_over = None;
         found.journal.close()?;
         guard::clear_recover(self.volume)?;
-        facts.stamps = Some(stamps::read(self.volume)?);
+        facts.set_stamps(Some(stamps::read(self.volume)?));
         self.facts.save(facts)?;
         if !equal {
             guard::raise(self.volume)?;
             // The guard is a change of our own.
-            facts.stamps = Some(stamps::read(self.volume)?);
+            facts.set_stamps(Some(stamps::read(self.volume)?));
             self.facts.save(facts)?;
         }
         tracing::info!(volume = %facts.name, %block_size, %shared, last = %found.last,

@@ -325,7 +325,8 @@ impl FactStore for FactFile {
 #[derive(Debug, Default)]
 pub struct MemoryFacts {
     text: Mutex<Option<Vec<u8>>>,
-    failing: Mutex<bool>,
+    /// Saves that still succeed, once they are to fail.
+    left: Mutex<Option<u32>>,
 }
 
 impl MemoryFacts {
@@ -336,7 +337,12 @@ impl MemoryFacts {
 
     /// From now on saving fails (true) or works again (false).
     pub fn fail_saves(&self, failing: bool) {
-        *self.failing.lock() = failing;
+        *self.left.lock() = failing.then_some(0);
+    }
+
+    /// This many more saves succeed, then all fail.
+    pub fn fail_saves_after(&self, saves: u32) {
+        *self.left.lock() = Some(saves);
     }
 
     /// Loses the facts, as when the state directory is lost.
@@ -359,13 +365,15 @@ impl FactStore for MemoryFacts {
     }
 
     fn save(&self, facts: &Facts) -> Result<(), FactsError> {
-        if *self.failing.lock() {
+        let mut left = self.left.lock();
+        if *left == Some(0) {
             return Err(FactsError::Io {
                 place: MEMORY.into(),
                 action: "write",
                 source: Arc::new(io::Error::other("simulated: saving failed")),
             });
         }
+        *left = left.map(|left| left - 1);
         *self.text.lock() = Some(encode(1, facts, MEMORY)?);
         Ok(())
     }

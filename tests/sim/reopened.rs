@@ -1,0 +1,234 @@
+//! Openings and closings of either side, cut or failing anywhere: the state keeps its name, and nothing is compared as a
+//! whole that a replay brings.
+
+use std::sync::Arc;
+
+use lockstepfs::fs::New;
+use lockstepfs::io::sim::Fault;
+use lockstepfs::mirror::master::Request;
+use lockstepfs::units::{Ino, Txid};
+use lockstepfs::volume::facts::FactStore;
+use lockstepfs::wire::message::{Message, Mode};
+use states::State;
+
+use crate::world::World;
+
+const ROOT: Ino = Ino(2);
+
+fn file(world: &World, name: &str) {
+    let new = New {
+        mode: 0o100644,
+        ..New::default()
+    };
+    let ino = world.fs().create(ROOT, name.as_bytes(), &new).unwrap().ino;
+    world.fs().write(ino, 0, &[7; 50_000]).unwrap();
+    world.fs().sync().unwrap();
+}
+
+/// A volume with a mirror that is in sync.
+fn mirrored(seed: u64) -> World {
+    let mut world = World::new(seed, 8 << 20);
+    file(&world, "first");
+    world.create_mirror();
+    world.settle();
+    world
+}
+
+/// Comes into sync, and neither copied nor compared anything since the first copy.
+fn only_replays(world: &mut World) {
+    world.settle();
+    world.assert_equal();
+    let again = |(_, to, _): &(State, State, String)| *to == State::OutOfSync;
+    assert!(!world.trace.iter().any(again), "{:#?}", world.trace);
+    assert!(
+        !world.trace.iter().any(|(_, to, _)| *to == State::Reset),
+        "{:#?}",
+        world.trace
+    );
+}
+
+#[test]
+fn a_mirror_whose_facts_can_not_be_saved_after_recovery_keeps_the_name_of_its_state() {
+    for saves in 0..3 {
+        let mut world = mirrored(70);
+        world.check_now();
+        file(&world, "second");
+        world.settle();
+        world.crash_mirror();
+        // The log is home by the time at which this fails, or not.
+        world.mirror_facts.fail_saves_after(saves);
+        let opened = world.try_start_mirror();
+        assert!(opened.is_err() || saves == 2, "{saves} saves");
+        world.follower = None;
+        world.mirror_facts.fail_saves(false);
+        // Looks whether all that was acknowledged is there.
+        world.start_mirror();
+        world.check_now();
+        only_replays(&mut world);
+    }
+}
+
+#[test]
+fn a_mirror_whose_facts_can_not_be_saved_when_it_closes_keeps_the_name_of_its_state() {
+    for saves in 0..3 {
+        let mut world = mirrored(71);
+        file(&world, "second");
+        world.settle();
+        world.mirror_facts.fail_saves_after(saves);
+        let closed = world.follower.as_mut().unwrap().close();
+        assert!(closed.is_err() || saves > 1, "{saves} saves");
+        world.crash_mirror();
+        world.mirror_facts.fail_saves(false);
+        world.start_mirror();
+        world.check_now();
+        only_replays(&mut world);
+    }
+}
+
+#[test]
+fn a_master_without_mirrors_whose_closing_is_cut_does_not_go_back_in_its_history() {
+    for saves in 0..4 {
+        let mut world = mirrored(72);
+        file(&world, "second");
+        world.settle();
+        world.cut_link();
+        world.request(Request::Delete);
+        let slot = Arc::clone(world.mirror.take().unwrap().slot());
+        let master = world.master.clone().unwrap();
+        master.remove_mirror(&slot).unwrap();
+        let had = master.shared.journal.last_committed();
+        world.master_facts.fail_saves_after(saves);
+        let closed = master.close();
+        assert!(closed.is_err() || saves > 1, "{saves} saves");
+        drop((master, slot));
+        world.crash_master();
+        world.master_facts.fail_saves(false);
+        world.start_master();
+        let fork = world.master.as_ref().unwrap().shared.fork;
+        assert!(fork >= had, "{saves} saves: {had} became {fork}");
+        // The copy that was kept is of this history.
+        world.cut = false;
+        world.create_mirror();
+        world.settle();
+        world.assert_equal();
+    }
+}
+
+#[test]
+fn a_master_without_mirrors_that_loses_power_knows_what_a_former_mirror_has() {
+    let mut world = mirrored(73);
+    file(&world, "second");
+    world.settle();
+    world.cut_link();
+    world.request(Request::Delete);
+    let slot = Arc::clone(world.mirror.take().unwrap().slot());
+    let master = world.master.clone().unwrap();
+    master.remove_mirror(&slot).unwrap();
+    let had = master.shared.journal.last_committed();
+    // Everything goes home: the log does not say any more what there was.
+    while !master.shared.journal.checkpoint(1 << 20).unwrap().done {}
+    drop((master, slot));
+    world.crash_master();
+    world.start_master();
+    assert!(world.master.as_ref().unwrap().shared.fork >= had);
+    world.cut = false;
+    world.create_mirror();
+    world.settle();
+    world.assert_equal();
+}
+
+#[test]
+fn a_mirror_that_received_nothing_in_a_session_only_replays_after_it() {
+    let mut world = mirrored(74);
+    for _ in 0..3 {
+        world.restart_master();
+        only_replays(&mut world);
+    }
+    for _ in 0..3 {
+        world.crash_master();
+        world.start_master();
+        only_replays(&mut world);
+    }
+    assert_eq!(world.fs().committed(), world.fs().sync().unwrap());
+}
+
+#[test]
+fn a_mirror_that_was_away_for_several_openings_only_replays() {
+    let mut world = mirrored(75);
+    world.cut_link();
+    // The id of what is committed now is far from the last that the mirror has: nothing lies between the two.
+    for name in ["second", "third", "fourth"] {
+        world.restart_master();
+        file(&world, name);
+        world.restart_master();
+    }
+    world.cut = false;
+    only_replays(&mut world);
+}
+
+#[test]
+fn the_facts_of_a_master_know_its_chain_after_an_opening_that_committed_nothing() {
+    let mut world = mirrored(76);
+    file(&world, "second");
+    world.settle();
+    for _ in 0..2 {
+        world.crash_master();
+        world.start_master();
+        let facts = world.master_facts.load().unwrap();
+        let journal = Arc::clone(&world.master.as_ref().unwrap().shared.journal);
+        assert_eq!(facts.chain, journal.chain());
+        assert_ne!(facts.chain, 0);
+    }
+    only_replays(&mut world);
+}
+
+#[test]
+fn a_mirror_whose_disk_fails_at_the_first_transaction_of_a_new_opening_was_not_changed_from_outside()
+ {
+    for writes in 0..4 {
+        let mut world = mirrored(77);
+        world.restart_master();
+        world.settle();
+        file(&world, "second");
+        world.mirror_parts.disk.inject(Fault::WritesAfter(writes));
+        for _ in 0..2000 {
+            world.step();
+        }
+        world.crash_mirror();
+        world.mirror_parts.disk.heal();
+        world.start_mirror();
+        assert!(!world.mirror_facts.load().unwrap().tainted);
+        if world.state() == State::Error {
+            world.request(Request::Restart);
+        }
+        only_replays(&mut world);
+    }
+}
+
+#[test]
+fn a_staged_resync_that_its_master_ends_leaves_nothing_behind() {
+    for says_farewell in [true, false] {
+        let world = mirrored(78);
+        let mut follower = world.follower.unwrap();
+        let generations = Vec::new();
+        let begin = || Message::Begin {
+            mode: Mode::Staged { bytes: 1 << 20 },
+            generations: generations.clone(),
+            from: follower_at(&world.master),
+            compare: true,
+            drop_after: None,
+        };
+        follower.frame(begin(), Vec::new()).unwrap();
+        if says_farewell {
+            let reason = State::OutOfSync.to_string();
+            follower.frame(Message::Bye { reason }, Vec::new()).unwrap();
+        }
+        follower.frame(begin(), Vec::new()).unwrap();
+    }
+}
+
+fn follower_at(master: &Option<lockstepfs::mirror::open::OpenMaster>) -> u64 {
+    let master = master.as_ref().unwrap();
+    let Txid(at) = master.shared.journal.last_committed();
+    at
+}
