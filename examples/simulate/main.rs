@@ -52,9 +52,6 @@ struct Options {
     #[cfg(feature = "planted")]
     #[arg(long, value_name = "NAME")]
     plant: Option<String>,
-    /// A comparison of everything where a replay would have done is a violation too.
-    #[arg(long)]
-    strict: bool,
     /// Go on after a run that fails.
     #[arg(long)]
     go_on: bool,
@@ -101,7 +98,6 @@ fn main() -> ExitCode {
         if let Some(keep) = &options.keep {
             script = script.keep(keep);
         }
-        script.strict = options.strict;
         let (tally, violation) = run::run(&script);
         total.add(&tally);
         let Some(violation) = violation else { continue };

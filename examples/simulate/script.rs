@@ -102,8 +102,6 @@ pub struct Script {
     pub nodes: usize,
     pub volumes: Vec<VolumeShape>,
     pub steps: Vec<Step>,
-    /// A comparison of everything where a replay would have done is a violation, not only counted.
-    pub strict: bool,
 }
 
 const MIB: u64 = 1 << 20;
@@ -180,7 +178,6 @@ impl Script {
             nodes: nodes as usize,
             volumes,
             steps,
-            strict: false,
         }
     }
 

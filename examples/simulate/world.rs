@@ -66,8 +66,6 @@ pub struct World {
     pub net: Net,
     pub now: Duration,
     pub tally: Tally,
-    /// As [`Script::strict`].
-    pub strict: bool,
     /// What happened last, for a failing run.
     pub trace: VecDeque<String>,
 }
@@ -96,7 +94,6 @@ impl World {
             net: Net::default(),
             now: Duration::ZERO,
             tally: Tally::default(),
-            strict: script.strict,
             trace: VecDeque::new(),
             random,
         };
