@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use lockstepfs::fs::{Fs, New};
+use lockstepfs::fs::{Fs, FsError, New, RenameFlags};
 use lockstepfs::units::Ino;
 use states::State;
 
@@ -75,4 +75,118 @@ fn a_stream_beside_a_committer_copies_replays_and_survives_cracks() {
         world.assert_equal();
     }
     assert!(cracks > 0, "the writer never was faster than the stream");
+}
+
+const PIECE: usize = 64 << 10;
+
+/// In every transaction: the whole of `f` overwritten, `g` replaced by a new file, and the one name in `d` changed.
+/// Never further ahead of the reader than a few rounds.
+fn replace(fs: &Fs, f: Ino, d: Ino, rounds: u64, seen: &AtomicU64, stop: &AtomicBool) {
+    let new = New {
+        mode: 0o100644,
+        ..New::default()
+    };
+    let rename = |from: Ino, old: &str, to: Ino, new: &str| {
+        let (old, new) = (old.as_bytes(), new.as_bytes());
+        fs.rename(from, old, to, new, RenameFlags::default())
+            .unwrap();
+    };
+    for n in 1..=rounds {
+        while seen.load(Ordering::Relaxed) + 8 < n && !stop.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+        let text = n.to_le_bytes().repeat(PIECE / 8);
+        fs.write(f, 0, &text).unwrap();
+        let next = fs.create(ROOT, b"next", &new).unwrap().ino;
+        fs.write(next, 0, &text).unwrap();
+        rename(ROOT, "next", ROOT, "g");
+        rename(d, &format!("n{}", n - 1), d, &format!("n{n}"));
+        fs.sync().unwrap();
+    }
+}
+
+/// One request each: whatever it sees is of one transaction.
+fn look(fs: &Fs, f: Ino, d: Ino) -> Result<u64, FsError> {
+    let mut text = vec![0; PIECE];
+    let mut uniform = |ino: Ino, generation: u32| {
+        let read = fs.read(ino, generation, 0, &mut text)?;
+        assert_eq!(read, PIECE);
+        assert!(text.chunks(8).all(|word| word == &text[..8]), "two states");
+        Ok(u64::from_le_bytes(text[..8].try_into().unwrap()))
+    };
+    let attr = fs.getattr(f)?;
+    uniform(f, attr.generation)?;
+    let attr = fs.lookup(ROOT, b"g")?;
+    match uniform(attr.ino, attr.generation) {
+        // Between the two requests it was replaced.
+        Ok(_) | Err(FsError::Stale) => {}
+        Err(error) => return Err(error),
+    }
+    let mut names = Vec::new();
+    fs.readdir(d, 0, &mut |entry| {
+        names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+        true
+    })?;
+    names.retain(|name| name != "." && name != "..");
+    assert_eq!(names.len(), 1, "{names:?}");
+    Ok(names[0][1..].parse().unwrap())
+}
+
+#[test]
+fn a_reader_beside_the_follower_sees_one_state() {
+    let mut world = World::new(950, 16 << 20);
+    let file = New {
+        mode: 0o100644,
+        ..New::default()
+    };
+    let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+    let f = fs.create(ROOT, b"f", &file).unwrap().ino;
+    fs.write(f, 0, &vec![0; PIECE]).unwrap();
+    let g = fs.create(ROOT, b"g", &file).unwrap().ino;
+    fs.write(g, 0, &vec![0; PIECE]).unwrap();
+    let dir = New {
+        mode: 0o040755,
+        ..New::default()
+    };
+    let d = fs.create(ROOT, b"d", &dir).unwrap().ino;
+    fs.create(d, b"n0", &file).unwrap();
+    world.create_mirror();
+    world.settle();
+    let mirror = world.follower.as_ref().unwrap().fs().unwrap();
+    let rounds = 400;
+    let (stop, seen, wrote) = (
+        AtomicBool::new(false),
+        AtomicU64::new(0),
+        AtomicBool::new(false),
+    );
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            replace(&fs, f, d, rounds, &seen, &stop);
+            wrote.store(true, Ordering::Release);
+        });
+        let reader = scope.spawn(|| {
+            let mut last = 0;
+            while last < rounds && !stop.load(Ordering::Relaxed) {
+                let now = look(&mirror, f, d).unwrap();
+                assert!(now >= last, "from {last} back to {now}");
+                seen.store(now, Ordering::Relaxed);
+                last = now;
+            }
+        });
+        // Whoever fails first stops the others.
+        while !reader.is_finished() {
+            world.step();
+            let failed = world.state() != State::InSync || writer.is_finished();
+            stop.store(
+                failed && seen.load(Ordering::Relaxed) + 9 < rounds,
+                Ordering::Relaxed,
+            );
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        reader.join().unwrap();
+    });
+    assert_eq!(seen.into_inner(), rounds);
+    world.settle();
+    world.assert_equal();
 }
