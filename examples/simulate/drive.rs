@@ -528,7 +528,7 @@ impl World {
                     }
                     self.note(|| format!("v{v} n{n}: the master says: {reason}"));
                 }
-                Output::Invalidate(_) | Output::Status(_) => {}
+                Output::Invalidate(_) | Output::Status(_) | Output::KeptAside(..) => {}
             }
         }
     }

@@ -65,6 +65,8 @@ pub enum Output {
     Withdraw,
     /// The master says how it stands.
     Status(MasterStatus),
+    /// What only this side had was kept aside, as this entry; what is given up, in words.
+    KeptAside(String, String),
     /// The session is over.
     Close(String),
 }

@@ -348,6 +348,11 @@ impl Task {
                 Output::Opened(fs) => self.opened(fs),
                 Output::Withdraw => self.withdraw("the copy is being repaired"),
                 Output::Status(status) => self.told(&status),
+                Output::KeptAside(id, what) => {
+                    let name = self.host.name();
+                    let event = NewEvent::mirror("kept-aside", name, &self.master, what);
+                    self.node.record(event.with("kept_aside", id));
+                }
                 Output::Close(reason) => {
                     self.call = None;
                     match reason.parse::<State>() {

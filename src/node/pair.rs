@@ -459,6 +459,7 @@ impl Pair {
                 | Output::Invalidate(_)
                 | Output::Opened(_)
                 | Output::Status(_)
+                | Output::KeptAside(..)
                 | Output::Close(_) => {}
             }
         }

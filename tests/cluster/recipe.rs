@@ -152,3 +152,38 @@ fn the_manual_page_has_the_rules_of_reconnecting() {
         assert!(page.contains(&format!("{} {} ", rule.number(), rule.word())));
     }
 }
+
+#[test]
+fn every_case_of_the_manual_page_has_its_tests() {
+    let man = include_str!("../../man/lockstep-semantics.7");
+    let (_, table) = man.split_once("What happens, case by case:\n").unwrap();
+    let (table, _) = table.split_once(".TE").unwrap();
+    let cells = table.split("T{\n").skip(1);
+    let cells = cells.map(|cell| cell.split_once("\nT}").unwrap().0.replace('\n', " "));
+    let cases: Vec<String> = cells.step_by(2).collect();
+    let head = include_str!("roles.rs").lines();
+    let rows: Vec<(&str, &str)> = head
+        .filter_map(|line| {
+            line.strip_prefix("//! | ")?
+                .strip_suffix(" |")?
+                .split_once(" | ")
+        })
+        .skip(1)
+        .collect();
+    let listed: Vec<&str> = rows.iter().map(|(case, _)| *case).collect();
+    assert_eq!(cases, listed);
+    for (case, tests) in rows {
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "{case}");
+        for name in names {
+            let (module, function) = name.split_once("::").unwrap();
+            let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+            let file = ["cluster", "sim"].map(|dir| here.join(dir).join(format!("{module}.rs")));
+            let defined = file.iter().any(|path| {
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                text.contains(&format!("#[test]\nfn {function}()"))
+            });
+            assert!(defined, "{case}: there is no {name}");
+        }
+    }
+}

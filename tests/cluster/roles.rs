@@ -1,25 +1,22 @@
 //! Changes of role: a killed master is replaced by its mirror, and comes back as one.
 //!
-//! The table "What happens, case by case" of lockstep-semantics(7), row by row, and the tests of each:
+//! The table "What happens, case by case" of lockstep-semantics(7), and the tests of each row. (`recipe` compares the two.)
 //!
-//! | case | test |
+//! | case | tests |
 //! |---|---|
 //! | the master is killed, comes back, nobody was promoted | `killed::a_killed_master_keeps_what_was_fsynced_and_replays` |
 //! | master and mirror were both down, either one first | `reconnect::both_were_down_and_either_comes_back_first` |
 //! | a mirror was promoted, the old master comes back | `roles::a_killed_master_is_replaced_and_comes_back_as_a_mirror`, `roles::nothing_acknowledged_in_sync_mode_is_lost_in_any_failover`, `cases::several_parts_change_roles`, `cases::what_only_the_old_master_had_is_extracted_byte_by_byte` |
-//! | the same, and its parts were changed meanwhile by the kernel or by e2fsck | `reconnect::an_old_master_that_others_wrote_to_does_not_rejoin_by_itself` |
+//! | the same, and the old master's parts were changed meanwhile by the kernel or by e2fsck, or it is no longer recorded which blocks differ | `reconnect::an_old_master_that_others_wrote_to_does_not_rejoin_by_itself`, `cases::an_old_master_that_does_not_know_where_it_differs_is_compared` |
 //! | another mirror of the old master | `roles::another_mirror_follows_the_promoted_one_without_a_copy` |
 //! | another mirror was ahead of the promoted one | `roles::a_mirror_that_was_ahead_of_the_promoted_one_steps_back` |
-//! | another mirror in sync mode had what no master confirmed | `sync::what_was_acknowledged_is_kept_aside_when_another_master_lacks_it` (tests/sim: the moment between acknowledgement and confirmation) |
-//! | the promoted node is down, the old master comes back, another mirror answers | `roles::another_mirror_follows_the_promoted_one_without_a_copy` |
-//! | the promoted node is down, the old master comes back, nobody answers | `roles::nothing_acknowledged_is_forgotten_when_a_promoted_node_is_gone_again` |
-//! | two nodes were master at once: a promotion while the old master could not be reached | `roles::two_masters_are_refused_and_one_command_decides` |
-//! | two promotions | `cases::two_promotions_are_seen_and_one_command_decides` |
-//! | a state directory was put back from a backup | `reconnect::a_master_put_back_from_a_backup_opens_nothing_by_itself` |
-//! | a state directory was cloned | `cases::a_cloned_state_directory_beside_the_original_opens_nothing` |
+//! | another mirror, in sync mode, had what the promoted one lacks, and no master has confirmed it | `sync::what_was_acknowledged_is_kept_aside_when_another_master_lacks_it` (in tests/sim: the real code, on simulated disks, at that moment) |
+//! | the promoted node is down, the old master comes back, another mirror follows the promoted one and answers | `roles::another_mirror_follows_the_promoted_one_without_a_copy` |
+//! | the promoted node is down, the old master comes back, and nobody answers | `roles::nothing_acknowledged_is_forgotten_when_a_promoted_node_is_gone_again` |
+//! | two nodes were master at once: two promotions, or a promotion while the old master could not be reached | `cases::two_promotions_are_seen_and_one_command_decides`, `roles::two_masters_are_refused_and_one_command_decides` |
+//! | a state directory was cloned, or put back from a backup | `cases::a_cloned_state_directory_beside_the_original_opens_nothing`, `reconnect::a_master_put_back_from_a_backup_opens_nothing_by_itself` |
 //! | a hand-over whose answer was lost | `handover::a_hand_over_whose_answer_is_lost_leaves_one_master` |
-//! | a promotion of an incomplete copy | `roles::an_inconsistent_copy_is_promoted_by_force_only`, `cases::half_a_first_copy_is_promoted_by_force_and_repaired` |
-//! | a promotion of a copy changed from outside | `cases::a_copy_changed_from_outside_is_promoted_by_force_only` |
+//! | a promotion of a copy that is incomplete, inconsistent or changed from outside | `roles::an_inconsistent_copy_is_promoted_by_force_only`, `cases::half_a_first_copy_is_promoted_by_force_and_repaired`, `cases::half_a_repair_is_promoted_by_force_and_repaired`, `cases::a_copy_changed_from_outside_is_promoted_by_force_only` |
 
 use std::fs::File;
 use std::io::Write;
@@ -446,6 +443,12 @@ fn a_mirror_that_was_ahead_of_the_promoted_one_steps_back() {
         lost.display()
     );
     let id = entry["id"].as_str().unwrap();
+    let told = gamma.events();
+    let mut told = told.iter().filter(|e| e["kind"] == "kept-aside");
+    assert!(
+        told.any(|e| e.to_string().contains(id)),
+        "no event names {id}"
+    );
     let shown = gamma.ok(&["lost", "show", VOLUME, id]);
     assert!(shown.contains("file /ahead/slots, bytes "), "{shown}");
     let to = gamma.dir.join("extracted");

@@ -568,6 +568,7 @@ impl World {
                 Output::Invalidate(_)
                 | Output::Opened(_)
                 | Output::Status(_)
+                | Output::KeptAside(..)
                 | Output::Close(_) => {}
             }
         }

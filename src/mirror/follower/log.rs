@@ -264,8 +264,15 @@ impl Follower {
                 theirs,
                 &self.caller,
             )?;
-            tracing::warn!(volume = %self.name, first = %first.txid, last = %last.txid, kept_aside = kept,
-                "transactions that no master confirmed are not in the history of {}: they are dropped", self.caller);
+            let what = format!(
+                "transactions {} to {}, which no master confirmed, are not in the history of {}: they are dropped",
+                first.txid, last.txid, self.caller
+            );
+            tracing::warn!(volume = %self.name, kept_aside = kept, "{what}");
+            if let Some(id) = kept {
+                let text = format!("{what}, and kept aside as {id}");
+                out.push(Output::KeptAside(id, text));
+            }
             {
                 let mut facts = self.facts.lock();
                 facts.applied = following.applied;

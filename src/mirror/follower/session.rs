@@ -133,6 +133,9 @@ impl Follower {
             other => other?,
         };
         tracing::warn!(volume = %self.name, "{stepped}");
+        if let Some(id) = &stepped.kept {
+            out.push(Output::KeptAside(id.clone(), stepped.to_string()));
+        }
         *self.facts.lock() = facts;
         if self.is_consistent() {
             self.follow(out)?;
