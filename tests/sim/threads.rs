@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lockstepfs::fs::{Fs, FsError, New, RenameFlags};
+use lockstepfs::mirror::policy::{SyncMode, Wishes};
 use lockstepfs::units::Ino;
 use states::State;
 
@@ -12,6 +13,16 @@ use crate::world::World;
 
 const ROOT: Ino = Ino(2);
 const MIB: u64 = 1 << 20;
+
+/// Transactions go out while they are being committed.
+fn in_sync_mode(world: &mut World) {
+    world.mirror.as_mut().unwrap().set_wishes(Wishes {
+        mode: Some(SyncMode::Sync),
+        ..Wishes::default()
+    });
+    let journal = &world.master.as_ref().unwrap().shared.journal;
+    journal.on_prepared(Some(Box::new(|| {})));
+}
 
 /// Overwrites, new names and removals, each fsynced, until told to stop.
 fn write(fs: &Fs, ino: Ino, stop: &AtomicBool, written: &AtomicU64) {
@@ -54,6 +65,9 @@ fn a_stream_beside_a_committer_copies_replays_and_survives_cracks() {
             .write(ino, 0, &vec![1; 8 * MIB as usize])
             .unwrap();
         world.create_mirror();
+        if seed % 2 == 1 {
+            in_sync_mode(&mut world);
+        }
         let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
         let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
@@ -134,7 +148,15 @@ fn look(fs: &Fs, f: Ino, d: Ino) -> Result<u64, FsError> {
 
 #[test]
 fn a_reader_beside_the_follower_sees_one_state() {
-    let mut world = World::new(950, 16 << 20);
+    read_beside(World::new(950, 16 << 20), false);
+}
+
+#[test]
+fn a_reader_beside_the_follower_of_sync_mode_sees_one_state() {
+    read_beside(World::new(951, 16 << 20), true);
+}
+
+fn read_beside(mut world: World, sync: bool) {
     let file = New {
         mode: 0o100644,
         ..New::default()
@@ -152,6 +174,9 @@ fn a_reader_beside_the_follower_sees_one_state() {
     fs.create(d, b"n0", &file).unwrap();
     world.create_mirror();
     world.settle();
+    if sync {
+        in_sync_mode(&mut world);
+    }
     let mirror = world.follower.as_ref().unwrap().fs().unwrap();
     let rounds = 400;
     let (stop, seen, wrote) = (
