@@ -327,9 +327,13 @@ impl World {
             status.bytes_to_go
         );
         if status.state == State::InSync {
+            // While a disk fails, what either side learnt may not outlast it.
+            let faulty = self.nodes[self.volumes[v].shape.master].faulty || self.nodes[peer].faulty;
             let volume = &mut self.volumes[v];
             volume.complete.insert(peer);
-            volume.excused.remove(&peer);
+            if !faulty {
+                volume.excused.remove(&peer);
+            }
             if let Some(stint) = driver.stint.take() {
                 let sent = status.bytes_bulk - stint.bulk;
                 let changed = volume.golden.lock().changed_bytes - stint.changed;

@@ -328,7 +328,15 @@ impl OpenMaster {
         // left from before says.
         known.record.changed_outside = facts.peers.is_empty();
         facts.peers.insert(peer.to_string(), known);
-        self.shared.store.save(&facts)?;
+        if let Err(error) = self.shared.store.save(&facts) {
+            // It was not made: nothing of it may hold the log.
+            facts.peers.remove(peer);
+            let left = facts.peers.len();
+            drop(facts);
+            self.slots.remove(&self.shared.journal, slot.id);
+            self.shared.fs.set_mirrored(left > 0)?;
+            return Err(error.into());
+        }
         Ok(slot)
     }
 

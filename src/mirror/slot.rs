@@ -69,6 +69,22 @@ impl SlotState {
         Ok(())
     }
 
+    /// The mirror has everything up to `acked`, and comes into sync from there: what it lacks is its claim on the log from now
+    /// on. A mirror that is made again with a copy which was kept is behind the place that its slot was given; a crack
+    /// would record only what comes after that.
+    pub fn claim(&mut self, journal: &Journal, id: u32, acked: Txid) {
+        self.acked = acked;
+        // A map knows of everything that comes before the position.
+        if acked >= self.position || self.map.coverage().is_some() {
+            return;
+        }
+        journal.set_consumer(id, acked);
+        match journal.covers(acked) {
+            true => self.position = acked,
+            false => journal.set_consumer(id, self.position),
+        }
+    }
+
     /// Records that the mirror's copy may differ in `range`, which is to be sent.
     pub fn mark(&mut self, range: BlockRange) -> Result<(), MirrorError> {
         self.staged_at = None;

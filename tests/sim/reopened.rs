@@ -232,3 +232,49 @@ fn follower_at(master: &Option<lockstepfs::mirror::open::OpenMaster>) -> u64 {
     let Txid(at) = master.shared.journal.last_committed();
     at
 }
+
+#[test]
+fn a_mirror_made_again_that_cracks_while_it_catches_up_gets_what_it_lacks() {
+    for cracks in [false, true] {
+        let mut world = mirrored(79);
+        // Another mirror, of which nothing is heard, keeps the log.
+        let master = world.master.clone().unwrap();
+        master.add_mirror("c", None).unwrap();
+        world.cut_link();
+        world.request(Request::Delete);
+        let slot = Arc::clone(world.mirror.take().unwrap().slot());
+        master.remove_mirror(&slot).unwrap();
+        drop(slot);
+        file(&world, "second");
+        world.cut = false;
+        world.create_mirror();
+        world.until(State::InSync);
+        if cracks {
+            let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+            let journal = &master.shared.journal;
+            let mut state = slot.state.lock();
+            let generation = master.shared.generation;
+            state
+                .crack(journal, slot.id, generation, journal.last_committed())
+                .unwrap();
+        }
+        world.step();
+        world.settle();
+        world.assert_equal();
+    }
+}
+
+#[test]
+fn a_mirror_that_could_not_be_made_holds_nothing() {
+    let mut world = World::new(80, 8 << 20);
+    file(&world, "first");
+    let master = world.master.clone().unwrap();
+    world.master_facts.fail_saves(true);
+    assert!(master.add_mirror("b", None).is_err());
+    world.master_facts.fail_saves(false);
+    assert!(master.slots.all().is_empty());
+    assert!(master.shared.facts.lock().peers.is_empty());
+    world.create_mirror();
+    world.settle();
+    world.assert_equal();
+}

@@ -53,7 +53,9 @@ impl Mirror {
         };
         self.outcome = Some(outcome);
         let acked = self.shared.log_position(Txid(durable));
-        self.slot.state.lock().acked = acked.min(self.shared.journal.last_committed());
+        let acked = acked.min(self.shared.journal.last_committed());
+        let journal = &self.shared.journal;
+        self.slot.state.lock().claim(journal, self.slot.id, acked);
         self.truth.consistent_at = match history.copy {
             CopyState::Complete => history.consistent_at,
             _ => u64::MAX,
