@@ -304,8 +304,8 @@ fn a_line_that_breaks_at_any_byte_ends_in_sync_and_equal() {
             .ok(&["mirror", "set", VOLUME, "beta", "--mode", mode]);
         let before = cuts();
         set_bad(true);
-        let often = wait_until(Duration::from_secs(60), || {
-            cuts() - before >= choose(15, 200)
+        let often = wait_until(Duration::from_secs(choose(60, 240)), || {
+            cuts() - before >= choose(15, 100)
         });
         set_bad(false);
         assert!(often, "{} cuts", cuts() - before);
