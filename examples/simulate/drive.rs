@@ -238,8 +238,14 @@ impl World {
                     driver.dial_at = None;
                 }
                 Action::Send(message, payload) => {
-                    if let Message::Begin { mode, compare, .. } = &message {
-                        self.begins(n, v, peer, driver, *mode, *compare);
+                    if let Message::Begin {
+                        mode,
+                        compare,
+                        from,
+                        ..
+                    } = &message
+                    {
+                        self.begins(n, v, peer, driver, *mode, *compare, Txid(*from));
                     }
                     if let Some(id) = driver.conn {
                         self.net
@@ -267,6 +273,7 @@ impl World {
     }
 
     /// A stream begins: in which way is no matter of chance.
+    #[allow(clippy::too_many_arguments, reason = "as the message has it")]
     fn begins(
         &mut self,
         n: usize,
@@ -275,6 +282,7 @@ impl World {
         driver: &mut Driver,
         mode: Mode,
         compare: bool,
+        from: Txid,
     ) {
         self.note(|| format!("v{v} n{n}->n{peer}: begins {mode:?}, compare: {compare}"));
         let excused = self.volumes[v].excused.contains(&peer);
@@ -302,8 +310,15 @@ impl World {
             _ => Some(Stint {
                 bulk: driver.mirror.status(self.now).bytes_bulk,
                 changed: golden.changed_bytes,
-                marked: (!matches!(mode, Mode::Replicate { .. }) && !compare)
-                    .then(|| marked * u64::from(self.volumes[v].shape.block_size)),
+                marked: (!matches!(mode, Mode::Replicate { .. }) && !compare).then(|| {
+                    // What the log still holds goes along, and is marked where the cursor has not been.
+                    let marked = marked * u64::from(self.volumes[v].shape.block_size);
+                    if marked == 0 {
+                        0
+                    } else {
+                        marked + golden.changed_after(from)
+                    }
+                }),
             }),
         };
     }

@@ -150,6 +150,13 @@ impl Golden {
         self.by_txid.insert(txid, changed);
     }
 
+    /// Bytes of blocks that transactions after `txid` changed.
+    pub fn changed_after(&self, txid: Txid) -> u64 {
+        let after = (std::ops::Bound::Excluded(txid), std::ops::Bound::Unbounded);
+        let blocks = self.by_txid.range(after).map(|(_, blocks)| blocks.len());
+        (blocks.sum::<usize>() * self.block_size) as u64
+    }
+
     fn at(&self, block: BlockNo, txid: Txid) -> Option<u64> {
         let versions = self.versions.get(&block)?;
         let at = versions.partition_point(|(t, _)| *t <= txid);

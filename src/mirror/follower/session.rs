@@ -3,6 +3,7 @@
 use states::Cause;
 
 use super::{Copying, Follower, Output, Phase, protocol, refused};
+use crate::ext4::Superblock;
 use crate::mirror::roles::{Relation, StepBack, lineage, own_dirty, relation};
 use crate::mirror::{MirrorError, guard};
 use crate::units::{BlockNo, Txid};
@@ -289,7 +290,7 @@ impl Follower {
         self.settle_unconfirmed(drop_after, &lineage, out)?;
         let volume = self.volume()?;
         let home = matches!(mode, Mode::Replicate { .. } | Mode::OutOfSync);
-        if superblock.len() != 1024 && home {
+        if home && (superblock.len() != 1024 || Superblock::decode(superblock).is_err()) {
             return Err(protocol("a copy begins with the superblock's 1024 bytes"));
         }
         match mode {

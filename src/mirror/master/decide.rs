@@ -227,11 +227,19 @@ impl Mirror {
             .collect()
     }
 
-    pub(super) fn begin(&mut self, mode: Mode, from: Txid, compare: bool, out: &mut Vec<Action>) {
+    pub(super) fn begin(
+        &mut self,
+        mode: Mode,
+        from: Txid,
+        compare: bool,
+        now: Duration,
+        out: &mut Vec<Action>,
+    ) {
         self.packed = None;
         let mut superblock = vec![0; 1024];
+        // The mirror guards its half-made copy with it.
         if let Err(error) = self.shared.volume.read_bytes(1024, &mut superblock) {
-            tracing::error!(%error, "the superblock can not be read");
+            return self.failed(error.into(), now, out);
         }
         out.push(Action::Send(
             Message::Begin {
@@ -286,7 +294,7 @@ impl Mirror {
         ) {
             return self.failed(error, now, out);
         }
-        self.begin(Mode::Replicate { cursor: cursor.0 }, from, false, out);
+        self.begin(Mode::Replicate { cursor: cursor.0 }, from, false, now, out);
     }
 
     /// The mirror acknowledged: what it had before does not matter once all of it is being copied, or was compared.
@@ -353,7 +361,7 @@ impl Mirror {
             Ok(mode) => mode,
             Err(error) => return self.failed(error, now, out),
         };
-        self.begin(mode, from, compare, out);
+        self.begin(mode, from, compare, now, out);
     }
 
     /// Whether the resync is staged: where the mirror has a copy worth keeping, and room.
@@ -396,6 +404,6 @@ impl Mirror {
         if let Err(error) = begun {
             return self.failed(error, now, out);
         }
-        self.begin(Mode::InSync, Txid(after), false, out);
+        self.begin(Mode::InSync, Txid(after), false, now, out);
     }
 }
