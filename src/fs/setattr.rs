@@ -1,6 +1,8 @@
 //! Changing attributes: mode, owner, times, length, extended attributes; and statfs. Owns what follows from a change:
 //! set-user-id bits and capabilities that go with a new owner, lists that follow the mode.
 
+use std::time::Duration;
+
 use crate::ext4::Inode;
 use crate::ext4::inode::flags;
 use crate::fs::alloc::kept_for_trees;
@@ -159,6 +161,16 @@ impl Fs {
     pub fn take_blocks_changed(&self, ino: Ino) -> bool {
         let state = self.inodes.find(ino);
         state.is_some_and(|state| state.take_blocks_changed())
+    }
+
+    /// How fine times are: inodes that end before `i_atime_extra` have no nanoseconds.
+    pub fn time_granularity(&self) -> Result<Duration, FsError> {
+        const I_ATIME_EXTRA_END: u16 = 0x90;
+        let _epoch = self.epoch();
+        Ok(match self.view()?.sb().inode_size() >= I_ATIME_EXTRA_END {
+            true => Duration::from_nanos(1),
+            false => Duration::from_secs(1),
+        })
     }
 
     /// Sizes and what is free, as ext4 counts them.

@@ -293,7 +293,11 @@ impl Filesystem for Adapter {
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_max_readahead(2 << 20);
         let _ = config.set_max_background(64);
-        let _ = config.set_time_granularity(std::time::Duration::from_nanos(1));
+        // The kernel sets times by itself, and must not keep what the inode has no room for.
+        match self.fs.time_granularity() {
+            Ok(grain) => drop(config.set_time_granularity(grain)),
+            Err(error) => tracing::warn!(%error, "the granularity of times is not known"),
+        }
         Ok(())
     }
 

@@ -62,6 +62,7 @@ fn tried() -> Vec<&'static FeatureSet> {
         "no-64bit-gdt-csum",
         "meta-bg-no-64bit",
         "mmp",
+        "inode-128",
     ];
     let all = choose(false, true);
     FEATURE_SETS
