@@ -168,6 +168,8 @@ pub struct Follower {
     caller: String,
     /// A stream has begun on the present link.
     streaming: bool,
+    /// `Facts::as_of` is newer than what was saved.
+    time_passed: bool,
     /// Something failed that makes what is open here useless: the next call opens it anew.
     failed: bool,
     /// A staged resync has come whole, as this frame; the switch is to be done.
@@ -197,6 +199,7 @@ impl Follower {
             current: None,
             caller: String::new(),
             streaming: false,
+            time_passed: false,
             failed: false,
             switching: None,
             no_staging: false,
@@ -438,7 +441,11 @@ impl Follower {
         self.packed = None;
         self.streaming = false;
         self.drop_staged();
-        self.idle()
+        let out = self.idle()?;
+        if let Err(error) = self.tick() {
+            tracing::warn!(volume = %self.name, %error, "how far the copy is could not be recorded; its log says");
+        }
+        Ok(out)
     }
 
     /// Now and then (about once a second): the fact file learns how far the copy is, so that the log can be reused.
@@ -446,13 +453,21 @@ impl Follower {
         match &self.phase {
             Phase::Following(following) if !following.held => {
                 let last = following.applied;
-                if self.facts.lock().applied < last {
+                if self.facts.lock().applied < last || self.time_passed {
                     self.note_applied(last)?;
                 }
                 Ok(())
             }
             Phase::Following(_) | Phase::Idle | Phase::Copying(_) | Phase::Staged(_) => Ok(()),
         }
+    }
+
+    /// What is shown now was committed at `at` by the master's clock, microseconds. Durable with the next tick, so that a
+    /// copy whose master is gone can say how old it is, after a restart too.
+    pub fn shows_time(&mut self, at: i64) {
+        let mut facts = self.facts.lock();
+        self.time_passed |= facts.as_of != at;
+        facts.as_of = at;
     }
 
     fn note_applied(&mut self, txid: Txid) -> Result<(), MirrorError> {
@@ -468,6 +483,7 @@ impl Follower {
         facts.confirmed = facts.confirmed.max(txid);
         self.env.facts.save(&facts)?;
         drop(facts);
+        self.time_passed = false;
         following.journal.set_consumer(SELF, txid);
         following.journal.confirmed_durably(txid);
         Ok(())

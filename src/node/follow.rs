@@ -312,6 +312,8 @@ impl Task {
         }
         tracing::info!(volume = self.host.name(), master = self.master, "{why}");
         self.unlinked(why);
+        // How old the copy is, while it is known: the follower records it.
+        self.show_position();
         match self.follower.disconnected() {
             Ok(outputs) => self.put_out(outputs).await,
             Err(error) => tracing::error!(volume = self.host.name(), "{}", chain(&error)),
@@ -384,9 +386,13 @@ impl Task {
             writable: false,
             mirror: true,
         });
+        let as_of = self.follower.facts().as_of;
         self.node.publish(&self.host, |view| {
             "open".clone_into(&mut view.condition);
             view.reason.clear();
+            if as_of > 0 {
+                view.consistent_as_of = Some(moment(as_of));
+            }
         });
         let event = NewEvent::volume(
             "copy-consistent",
@@ -453,7 +459,11 @@ impl Task {
         self.shown.txid_acked = applied;
         let open = self.follower.fs().is_some();
         let reached = self.commits.iter().rfind(|(txid, _)| *txid <= applied);
-        let as_of = reached.map(|(_, at)| Moment((at / 1_000_000) as i64).to_string());
+        let reached = reached.map(|(_, at)| *at as i64);
+        if let Some(at) = reached.filter(|_| open) {
+            self.follower.shows_time(at);
+        }
+        let as_of = reached.map(moment);
         let missing = self.commits.iter().find(|(txid, _)| *txid > applied);
         let lag = missing.map_or(0, |(_, at)| (time_of_day() - at).max(0));
         self.shown.lag_s = (lag / 1_000_000) as f64 / 1000.0;
@@ -483,4 +493,9 @@ impl Task {
         self.withdraw("");
         self.follower.close().map(drop).map_err(|e| chain(&e))
     }
+}
+
+/// Microseconds of a time of day, as they are shown.
+fn moment(micros: i64) -> String {
+    Moment(micros / 1_000_000).to_string()
 }

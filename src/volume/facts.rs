@@ -61,6 +61,9 @@ pub struct Facts {
     /// The last transaction that the master has confirmed as durable at its own side (sync mode: may trail `applied`).
     #[serde(with = "json::number", default)]
     pub confirmed: Txid,
+    /// On a mirror: the master's time of day, microseconds, of the newest commit that it is known to show; 0: not known.
+    #[serde(default)]
+    pub as_of: i64,
     /// The lowest transaction confirmed by every mirror, as the master last said; the log is kept from here on.
     #[serde(with = "json::number", default)]
     pub floor: Txid,
@@ -110,6 +113,7 @@ impl Facts {
             consistent_at: Txid(0),
             applied: Txid(0),
             confirmed: Txid(0),
+            as_of: 0,
             floor: Txid(0),
             switching: None,
             chain: 0,

@@ -96,6 +96,34 @@ fn a_mirrors_mount_waits_for_insync() {
 }
 
 #[test]
+fn a_mirror_whose_master_is_gone_says_how_old_its_copy_is() {
+    if !(need_fuse() && need_tool("mke2fs")) {
+        return;
+    }
+    let mut cluster = Cluster::local();
+    cluster.replicated(64, &[]);
+    cluster.settle();
+    let as_of = |cluster: &Cluster| {
+        let volume = cluster.beta.volume(VOLUME);
+        volume["consistent_as_of"].as_str().map(str::to_owned)
+    };
+    assert!(wait_until(SOON, || as_of(&cluster).is_some()));
+    cluster.alpha.kill();
+    cluster.beta.wait(VOLUME, "alpha", "LINKDOWN", 30);
+    let before = as_of(&cluster);
+    assert!(before.is_some(), "the master is gone, the copy is not");
+    cluster.beta.kill();
+    cluster.beta.start();
+    assert!(wait_until(SOON, || as_of(&cluster).is_some()));
+    // What the log brought back since may be newer than what was recorded: it says "or later", never more.
+    assert!(
+        as_of(&cluster) <= before,
+        "{before:?}, then {:?}",
+        as_of(&cluster)
+    );
+}
+
+#[test]
 fn mount_is_idempotent_and_umount_leaves_replication_running() {
     if !(need_fuse() && need_tool("mke2fs")) {
         return;

@@ -247,6 +247,7 @@ impl Follower {
             facts.high_txid = facts.high_txid.max(consistent_at);
             facts.chain = chain;
             facts.confirmed = consistent_at;
+            facts.as_of = 0;
             facts.tainted = false;
             self.env.facts.save(&facts)?;
         }
