@@ -76,6 +76,8 @@ pub fn open_master(
         None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
         None => None,
     };
+    // The log, if it was not closed, may have been replayed by somebody else.
+    let taken = changed.is_some() && facts.stamps.is_some() && facts.head.is_none();
     // Before anything is written, the journal's recovery included.
     let claim = claim_volume(&volume, &*options.clock, &*options.random)?;
     let base = facts.high_txid;
@@ -119,6 +121,8 @@ pub fn open_master(
         recovered.map(|found| (found.last.unwrap_or_default(), found.chain.unwrap_or(0))),
         facts.head.map(|head| (head.txid, head.chain)),
         Some((facts.applied, facts.chain)),
+        // What was in it is not known, only that no later id was issued: mirrors have nothing that is not of this history.
+        (taken && recovered.is_none()).then_some((facts.high_txid, 0)),
     ];
     let mut newest = newest.into_iter().flatten();
     let first = newest.next().unwrap_or_default();

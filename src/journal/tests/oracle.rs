@@ -235,7 +235,7 @@ fn logs_that_the_kernel_left_are_replayed_as_e2fsck_does() {
         // The kernel's thread that zeroes inode tables would write while the image is copied: such a cut never happens.
         let options = match options {
             "" => "noinit_itable,commit=300".to_string(),
-            other => format!("noinit_itable,{other}"),
+            other => format!("noinit_itable,commit=300,{other}"),
         };
         let mount = testkit::LoopMount::with_options(&path, &options).unwrap();
         for round in 0..6 {
