@@ -57,7 +57,7 @@ fn a_killed_master_that_the_kernel_wrote_to_is_compared() {
     }
     let mut cluster = replicated();
     for n in 0..200 {
-        write_durably(&cluster.alpha.path(&format!("file{n}")), &[n; 50_000]);
+        write_durably(&cluster.alpha.path(format!("file{n}")), &[n; 50_000]);
     }
     cluster.settle();
     cluster.alpha.kill();
