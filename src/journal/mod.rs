@@ -226,6 +226,11 @@ impl Journal {
         start.0 != 0 && !state.open && !state.recovered
     }
 
+    /// s_head: where a log that was marked clean here ends; `None` if it never was, or something else has written it since.
+    pub fn clean_end(&self) -> Option<LogBlock> {
+        self.superblock.lock().s_head()
+    }
+
     /// s_errno as it was found: not 0 when the journal was aborted while last open, and the volume wants a check.
     pub fn found_errno(&self) -> i32 {
         self.found_errno

@@ -168,8 +168,8 @@ pub struct Follower {
     caller: String,
     /// A stream has begun on the present link.
     streaming: bool,
-    /// `Facts::as_of` is newer than what was saved.
-    time_passed: bool,
+    /// What the facts say of the copy (`applied`, `as_of`) is newer than what was saved.
+    unsaved: bool,
     /// Something failed that makes what is open here useless: the next call opens it anew.
     failed: bool,
     /// A staged resync has come whole, as this frame; the switch is to be done.
@@ -199,7 +199,7 @@ impl Follower {
             current: None,
             caller: String::new(),
             streaming: false,
-            time_passed: false,
+            unsaved: false,
             failed: false,
             switching: None,
             no_staging: false,
@@ -453,7 +453,7 @@ impl Follower {
         match &self.phase {
             Phase::Following(following) if !following.held => {
                 let last = following.applied;
-                if self.facts.lock().applied < last || self.time_passed {
+                if self.facts.lock().applied < last || self.unsaved {
                     self.note_applied(last)?;
                 }
                 Ok(())
@@ -466,7 +466,7 @@ impl Follower {
     /// copy whose master is gone can say how old it is, after a restart too.
     pub fn shows_time(&mut self, at: i64) {
         let mut facts = self.facts.lock();
-        self.time_passed |= facts.as_of != at;
+        self.unsaved |= facts.as_of != at;
         facts.as_of = at;
     }
 
@@ -474,6 +474,7 @@ impl Follower {
         let Phase::Following(following) = &self.phase else {
             return Ok(());
         };
+        self.unsaved = true;
         let mut facts = self.facts.lock();
         facts.applied = txid;
         if let Some(chain) = committed::chain_at(&following.journal, txid) {
@@ -483,7 +484,7 @@ impl Follower {
         facts.confirmed = facts.confirmed.max(txid);
         self.env.facts.save(&facts)?;
         drop(facts);
-        self.time_passed = false;
+        self.unsaved = false;
         following.journal.set_consumer(SELF, txid);
         following.journal.confirmed_durably(txid);
         Ok(())

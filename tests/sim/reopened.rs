@@ -69,6 +69,25 @@ fn a_mirror_whose_facts_can_not_be_saved_after_recovery_keeps_the_name_of_its_st
 }
 
 #[test]
+fn a_mirror_that_brought_home_what_it_could_not_note_keeps_the_name_of_its_state() {
+    let mut world = mirrored(184);
+    world.mirror_facts.fail_saves(true);
+    file(&world, "second");
+    world.settle();
+    // All of it goes home: the log is live, and has nothing to replay.
+    let shown = world.follower.as_ref().unwrap().fs().unwrap();
+    while shown.commit_step(world.now()).unwrap().checkpointing {}
+    drop(shown);
+    world.crash_mirror();
+    assert!(world.try_start_mirror().is_err());
+    world.follower = None;
+    world.mirror_facts.fail_saves(false);
+    world.start_mirror();
+    world.check_now();
+    only_replays(&mut world);
+}
+
+#[test]
 fn a_mirror_whose_facts_can_not_be_saved_when_it_closes_keeps_the_name_of_its_state() {
     for saves in 0..3 {
         let mut world = mirrored(71);

@@ -19,7 +19,7 @@ use crate::mirror::ranges::RangeSet;
 use crate::mirror::roles::fate;
 use crate::mirror::{MirrorError, committed, guard, stamps};
 use crate::units::{BlockRange, Generation, Txid, planted};
-use crate::volume::facts::{Facts, Lineage};
+use crate::volume::facts::{Facts, Lineage, MirrorTail};
 
 impl Follower {
     /// An orderly end: everything that may be is brought home, and the kernel could mount the copy. What the master has not
@@ -173,9 +173,13 @@ impl Follower {
         let volume = self.volume()?;
         let mut facts = self.facts.lock().clone();
         let mut kept = None;
-        // Since the log was begun nothing was appended: it does not even say where it ends.
-        let untouched = |first: Txid| recovery.is_none() && first > facts.applied;
-        if let Some(tail) = facts.tail.filter(|tail| !untouched(tail.txid)) {
+        // Since the log was begun nothing was appended: it does not say where it ends, or that it ends where it begins. One that
+        // ends elsewhere was recovered by an opening that could not save what it found.
+        let untouched = |tail: &MirrorTail| {
+            let empty = journal.clean_end().is_none_or(|end| end == tail.log_block);
+            recovery.is_none() && tail.txid > facts.applied && empty
+        };
+        if let Some(tail) = facts.tail.filter(|tail| !untouched(tail)) {
             // What was acknowledged after the facts were saved last: in the log, home or not.
             let end = match facts.head {
                 Some(head) => ResumeEnd::Clean(head),
