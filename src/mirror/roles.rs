@@ -1,14 +1,27 @@
-//! Who is the master, and what a node does that was one, or becomes one. Pure rules over lineages and answers, and the two
-//! changes of role on a closed volume.
+//! Who is the master, and what a node does that was one, or becomes one. Pure rules over lineages, facts and answers: as
+//! what a volume is opened (`opening`), who is listened to (`call`), who may be promoted (`promote`), what a hand-over
+//! comes to (`handover`); and the two changes of role on a closed volume.
 //!
 //! Owns the rule that the longer history wins: a history that continues another one past a fork is its successor. Never
 //! opens a connection, and never elects: a promotion is somebody's decision. Invariants: a role changes in one save of
 //! the facts; what only this side has is kept aside, durably, before it is given up.
 
+mod call;
+mod handover;
+mod opening;
 mod promote;
+mod refused;
 mod step_back;
 
-pub use promote::{Heir, master_facts};
+pub use call::{Called, called, two_masters};
+pub use handover::{
+    Candidate, Ended, MOST_RANGES, asked_after, handed_over, heirs, is_ready, places,
+};
+pub use opening::{
+    Listed, Opening, after_hand_over, is_asked_for, may_follow, opening, others, relisted, standing,
+};
+pub use promote::{Heir, Standing as CopyStanding, doubts, is_whole, master_facts, stay_master};
+pub use refused::{Doubt, Refused, Split, how_to_add};
 pub use step_back::{OWN_MAP, StepBack, Stepped, own_dirty};
 
 use states::reconnect::{self, Fate};
@@ -16,6 +29,15 @@ use states::reconnect::{self, Fate};
 use crate::units::{Generation, Txid};
 use crate::volume::facts::{self, Facts, Lineage};
 use crate::wire::message::{Fork, Member, Standing};
+
+/// Of which volume something is decided, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Volume<'a> {
+    /// The volume.
+    pub name: &'a str,
+    /// This node.
+    pub node: &'a str,
+}
 
 /// How one side's history relates to another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

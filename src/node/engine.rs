@@ -8,7 +8,7 @@ use super::history::NewEvent;
 use super::master::{Master, ReadOnly, can_write};
 use super::refusal::Refusal;
 use super::registry::{Host, Node};
-use super::roles::{self, Opening};
+use super::roles;
 use super::volumes::chain;
 use crate::ext4::features::Access;
 use crate::mirror::roles::Answer;
@@ -143,10 +143,8 @@ fn try_open(
         entry.ok_or_else(|| Refusal::no_volume(name))
     };
     let mut now = entry(&node.catalogue.get())?;
-    let opening = roles::before_opening(node, host, &now, answers)?;
-    if opening == Opening::Changed {
-        now = entry(&node.catalogue.get())?;
-    }
+    let undecided = roles::before_opening(node, host, &now, answers)?;
+    now = entry(&node.catalogue.get())?;
     let role = match &now.role {
         Role::Master => "master",
         Role::Mirror { .. } => "mirror",
@@ -158,7 +156,7 @@ fn try_open(
         Role::Mirror { master } => {
             Follow::start(node, host, master, Some(volume)).map(Engine::Mirror)
         }
-        Role::Master if let Opening::Undecided(why) = opening => {
+        Role::Master if let Some(why) = undecided => {
             roles::ask_again(node, host);
             ReadOnly::open(node, host, volume, &[why]).map(Engine::ReadOnly)
         }

@@ -2,7 +2,6 @@
 //!
 //! Owns the checks before a mirror is made. Never holds a volume's lock while a mirror works.
 
-use super::catalogue::Role;
 use super::engine::Engine;
 use super::follow::{Call, Follow};
 use super::history::NewEvent;
@@ -10,7 +9,7 @@ use super::link::{Frame, Link};
 use super::protocol::{MirrorAction, VolumeStatus};
 use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
-use super::{roles, volumes};
+use super::roles;
 use crate::mirror::master::Request;
 use crate::mirror::policy::Wishes;
 use crate::wire::message::Message;
@@ -261,10 +260,8 @@ pub async fn incoming(node: Arc<Node>, mut link: Link) {
         Ok(Err(end)) => return tracing::info!(peer, "a link ended before it said anything: {end}"),
         Err(_) => return tracing::warn!(peer, "a link said nothing within {HELLO_WITHIN:?}"),
     };
-    let (volume, volume_id) = match &hello.header {
-        Message::Hello {
-            volume, volume_id, ..
-        } => (volume.clone(), *volume_id),
+    let volume = match &hello.header {
+        Message::Hello { volume, .. } => volume.clone(),
         Message::RoleQuery {
             volume,
             volume_id,
@@ -305,7 +302,7 @@ pub async fn incoming(node: Arc<Node>, mut link: Link) {
     let sender = link.sender.clone();
     let taken = tokio::task::spawn_blocking(move || {
         let mut call = Some(Box::new(Call { link, hello }));
-        let taken = take(&node, &volume, volume_id, &mut call);
+        let taken = take(&node, &volume, &mut call);
         (taken.err(), call)
     });
     let (refused, call) = match taken.await {
@@ -341,12 +338,7 @@ fn minor(cause: MinorCause, detail: String) -> Result<(), Box<Message>> {
 }
 
 /// Gives a link to the follower of its volume, or says why not: the call stays where it is then.
-fn take(
-    node: &Arc<Node>,
-    name: &str,
-    id: u128,
-    call: &mut Option<Box<Call>>,
-) -> Result<(), Box<Message>> {
+fn take(node: &Arc<Node>, name: &str, call: &mut Option<Box<Call>>) -> Result<(), Box<Message>> {
     let Some(link) = call.as_ref().map(|c| &c.link) else {
         return Ok(());
     };
@@ -390,29 +382,6 @@ fn take(
     }
     let catalogue = node.catalogue.get();
     let entry = catalogue.volumes.get(name);
-    match entry.map(|e| &e.role) {
-        Some(Role::Master) => {
-            let same = volumes::id_of(node, name) == Some(id);
-            let (cause, detail) = match same {
-                true => (
-                    Cause::TwoMasters,
-                    format!("{ours} is a master of {name}, too"),
-                ),
-                false => (
-                    Cause::NameTaken,
-                    format!("{ours} has another volume {name}"),
-                ),
-            };
-            drop(held);
-            return severe(cause, detail);
-        }
-        Some(Role::Mirror { master: known }) if *known != master => {
-            let detail = format!("{name} on {ours} is a mirror of the one on {known}");
-            drop(held);
-            return severe(Cause::NameTaken, detail);
-        }
-        _ => {}
-    }
     if !held.is_open() {
         let opened = match entry {
             Some(_) => held.open(node, &host),

@@ -1,7 +1,7 @@
 //! Who is the master of a volume: asking the peers before a volume is opened read-write, and answering them.
 //!
-//! Owns the short links of questions and answers. Never decides: that is `mirror::roles`. Every wait is bounded by
-//! the configuration; a peer that does not answer has no say.
+//! Owns the short links of questions and answers, and the names by which nodes know each other. Never decides: that is
+//! `mirror::roles`. Every wait is bounded by the configuration; a peer that does not answer has no say.
 
 mod change;
 mod switchover;
@@ -15,7 +15,10 @@ use super::history::NewEvent;
 use super::link::Frame;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
-use crate::mirror::roles::{Answer, Relation, Verdict, forks, judge, lineage, relation};
+use crate::mirror::roles::{
+    self as rules, Answer, Called, Ended, Listed, Opening, Refused, Volume, forks, how_to_add,
+    lineage,
+};
 use crate::units::Txid;
 use crate::volume::facts::{self, FactFile, FactStore, Facts};
 use crate::wire::message::{CopyState, Fork, History, Member, Message, PROTOCOL_VERSION, Standing};
@@ -65,36 +68,39 @@ pub fn members(node: &Node, mirrors: impl IntoIterator<Item = String>) -> Vec<Me
     all
 }
 
+/// A refusal, as an operator reads it.
+pub fn refuse(node: &Node, name: &str, refused: &Refused) -> Refusal {
+    let at = at(node, name);
+    let code = match refused {
+        Refused::Absent { .. } => Code::NotFound,
+        _ => Code::NotAllowed,
+    };
+    Refusal::new(code, refused.why(&at), refused.remedy(&at))
+}
+
+/// Of which volume something is decided here.
+fn at<'a>(node: &'a Node, name: &'a str) -> Volume<'a> {
+    Volume {
+        name,
+        node: &node.config.name,
+    }
+}
+
+/// What the catalogue says of a volume.
+fn listed(entry: &catalogue::Volume) -> Listed {
+    match &entry.role {
+        Role::Master => Listed::Master,
+        Role::Mirror { master } => Listed::Mirror(master.clone()),
+    }
+}
+
 /// The other nodes of a volume, by the names that this one has for them, and those that it does not know.
 pub fn others(node: &Node, facts: &Facts) -> (BTreeSet<String>, Vec<facts::Member>) {
     let catalogue = node.catalogue.get();
     let ours = node.identity.fingerprint().to_string();
-    let mut known: BTreeSet<String> = facts.peers.keys().cloned().collect();
-    let mut strangers = Vec::new();
-    for member in facts.members.iter().filter(|m| m.fingerprint != ours) {
-        match known_as(&catalogue, &Member::from(member)) {
-            Some(peer) => {
-                known.insert(peer.to_owned());
-            }
-            None if !known.contains(&member.name) => strangers.push(member.clone()),
-            None => {}
-        }
-    }
-    (known, strangers)
-}
-
-/// The command that makes a member a peer.
-pub fn how_to_add(member: &facts::Member) -> String {
-    let or = |text: &str, unknown: &str| match text.is_empty() {
-        true => unknown.to_owned(),
-        false => text.to_owned(),
-    };
-    format!(
-        "lockstep peer add {} {} --fingerprint {}",
-        member.name,
-        or(&member.address, "ADDR:PORT"),
-        or(&member.fingerprint, "FP")
-    )
+    rules::others(facts, &ours, |member| {
+        known_as(&catalogue, &Member::from(member)).map(str::to_owned)
+    })
 }
 
 /// Warnings about nodes of the volume that this one could not work with if it became the master, or had another one.
@@ -225,17 +231,13 @@ pub fn to_ask(node: &Node, name: &str) -> Option<(String, u128, BTreeSet<String>
     let catalogue = node.catalogue.get();
     let entry = catalogue.volumes.get(name)?;
     let facts = facts_of(node, name)?;
-    if entry.role != Role::Master && facts.role != facts::Role::Master {
+    if !rules::is_asked_for(&facts, &listed(entry)) {
         return None;
     }
     let (mut peers, _) = others(node, &facts);
     peers.extend(entry.mirrors.iter().cloned());
     peers.retain(|peer| catalogue.peers.contains_key(peer));
-    (!peers.is_empty() && !facts.generations.is_empty()).then_some((
-        name.to_owned(),
-        facts.volume_id,
-        peers,
-    ))
+    (!peers.is_empty()).then_some((name.to_owned(), facts.volume_id, peers))
 }
 
 /// Asks for every volume of this node that it is the master of, all at once.
@@ -254,129 +256,88 @@ pub fn reconcile(node: &Node, name: &str) -> Result<(), Refusal> {
         let Some(entry) = c.volumes.get_mut(name) else {
             return Ok(());
         };
-        match (&entry.role, facts.role) {
-            (Role::Master, facts::Role::Mirror) if !facts.master.is_empty() => {
-                entry.role = Role::Mirror {
-                    master: facts.master.clone(),
-                };
+        match rules::relisted(&facts, &listed(entry)) {
+            Some(Listed::Mirror(master)) => {
+                entry.role = Role::Mirror { master };
                 entry.mirrors.clear();
             }
-            (Role::Mirror { .. }, facts::Role::Master) => {
+            Some(Listed::Master) => {
                 entry.role = Role::Master;
                 entry.mirrors = facts.peers.keys().cloned().collect();
             }
-            _ => {}
+            None => {}
         }
         Ok(())
     })
 }
 
-/// As what a volume is to be opened of which this node was the master.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Opening {
-    /// As the catalogue says.
-    AsListed,
-    /// As a mirror: the catalogue says so now.
-    Changed,
-    /// Only for reading: another node may be the master, and does not say.
-    Undecided(String),
-}
-
-/// What is to be done before the volume is opened as its master: nothing, or becoming a mirror, which is done here.
+/// What is to be done before the volume is opened as its master: nothing, or becoming a mirror, which is done here. `Some`:
+/// it is opened for reading only, and why.
 pub fn before_opening(
     node: &Arc<Node>,
     host: &Host,
     entry: &catalogue::Volume,
     answers: Option<Vec<Answer>>,
-) -> Result<Opening, Refusal> {
+) -> Result<Option<String>, Refusal> {
     let name = host.name();
-    if let Some(mut facts) = facts_of(node, name)
-        && let Some(handing) = facts.handing_over.clone()
-    {
-        match switchover::settle(node, name, &facts, &handing) {
-            Ok(Some(theirs)) => {
-                change::step_back(node, name, entry, &handing.to, &theirs, false)?;
-                return Ok(Opening::Changed);
-            }
-            Ok(None) => {
-                facts.handing_over = None;
-                let file = FactFile::new(node.state.volume(name).join("facts"));
-                file.save(&facts).map_err(|e| Refusal::io("the facts", e))?;
-            }
-            Err(why) => {
-                let to = &handing.to;
-                return Ok(Opening::Undecided(format!(
-                    "{to} may be its master now, and does not say ({why}); it is asked again and again; if it is lost for good: lockstep promote {name} --force"
-                )));
-            }
+    let decided = match hand_over_ended(node, name)? {
+        Some(opening) => opening,
+        None => {
+            let Some(asked) = to_ask(node, name) else {
+                return Ok(None);
+            };
+            let answers = answers.unwrap_or_else(|| {
+                let mut all = ask(node, std::slice::from_ref(&asked));
+                all.remove(name).unwrap_or_default()
+            });
+            let Some(facts) = facts_of(node, name) else {
+                return Ok(None);
+            };
+            let ours = node.identity.fingerprint().to_string();
+            let decided = rules::opening(&facts, &ours, &answers);
+            decided.map_err(|refused| {
+                let refusal = refuse(node, name, &refused);
+                if let Refused::Diverged(split) = &refused {
+                    let text = &refusal.message;
+                    node.record(NewEvent::mirror("diverged", name, &split.master, text));
+                }
+                refusal
+            })?
         }
-    }
-    let Some(asked) = to_ask(node, name) else {
-        return Ok(Opening::AsListed);
     };
-    let answers = answers.unwrap_or_else(|| {
-        let mut all = ask(node, std::slice::from_ref(&asked));
-        all.remove(name).unwrap_or_default()
-    });
-    let Some(facts) = facts_of(node, name) else {
-        return Ok(Opening::AsListed);
-    };
-    let ours = &node.config.name;
-    match judge(&facts.generations, &answers) {
-        Verdict::Open => Ok(Opening::AsListed),
-        Verdict::Follow {
-            master,
-            theirs,
-            fork,
-        } => {
-            tracing::warn!(volume = name, master, %fork, "another node was made the master meanwhile");
+    match decided {
+        Opening::AsListed => Ok(None),
+        Opening::StepBack { master, theirs } => {
+            tracing::warn!(
+                volume = name,
+                master,
+                "another node was made the master meanwhile"
+            );
             change::step_back(node, name, entry, &master, &theirs, false)?;
-            Ok(Opening::Changed)
+            Ok(None)
         }
-        Verdict::Missing { member }
-            if member.fingerprint == node.identity.fingerprint().to_string() =>
-        {
-            Err(Refusal::new(
-                Code::NotAllowed,
-                format!(
-                    "a mirror of {name} has a history that goes on from this one: the state directory of {ours} is an older copy of itself, from a backup or a clone"
-                ),
-                format!(
-                    "put the newer one back; or, to keep what the mirror has, there: lockstep promote {name} --force; to keep what is here: lockstep promote {name} --force"
-                ),
-            ))
-        }
-        Verdict::Missing { member } => {
-            let member = facts::Member::from(&member);
-            Err(Refusal::new(
-                Code::NotAllowed,
-                format!(
-                    "{} was made the master of {name}, and is no peer of this node",
-                    member.name
-                ),
-                format!(
-                    "{}; then: lockstep mount {name} DIR, or restart the daemon",
-                    how_to_add(&member)
-                ),
-            ))
-        }
-        Verdict::Diverged {
-            master,
-            shared,
-            theirs,
-        } => {
-            let last = facts.head.map(|head| head.txid);
-            let text = change::diverged(name, ours, last, &master, Some(theirs), shared);
-            node.record(NewEvent::mirror("diverged", name, &master, &text));
-            Err(Refusal::new(
-                Code::NotAllowed,
-                text,
-                format!(
-                    "lockstep rejoin {name} {master} --discard {ours}, to keep the volume of {master}"
-                ),
-            ))
-        }
+        Opening::Undecided { to, why } => Ok(Some(format!(
+            "{to} may be its master now, and does not say ({why}); it is asked again and again; if it is lost for good: lockstep promote {name} --force"
+        ))),
     }
+}
+
+/// What became of a hand-over that was under way, if one was; one that came to nothing is forgotten.
+fn hand_over_ended(node: &Arc<Node>, name: &str) -> Result<Option<Opening>, Refusal> {
+    let Some(mut facts) = facts_of(node, name) else {
+        return Ok(None);
+    };
+    let Some(handing) = facts.handing_over.clone() else {
+        return Ok(None);
+    };
+    let ended: Ended = switchover::settle(node, name, &facts, &handing);
+    let opening = rules::after_hand_over(&handing, ended);
+    if opening.is_none() {
+        facts.handing_over = None;
+        let file = FactFile::new(node.state.volume(name).join("facts"));
+        file.save(&facts).map_err(|e| Refusal::io("the facts", e))?;
+    }
+    Ok(opening)
 }
 
 fn severe(cause: Cause, detail: String) -> Box<Message> {
@@ -387,8 +348,7 @@ fn severe(cause: Cause, detail: String) -> Box<Message> {
     })
 }
 
-/// A master calls for a volume of this node. If its history goes on from ours, it is the master here, too; one that ours
-/// goes on from is refused.
+/// A master calls for a volume of this node: it is listened to, perhaps as a new one, or refused.
 pub fn called(
     node: &Arc<Node>,
     host: &Arc<Host>,
@@ -405,47 +365,30 @@ pub fn called(
         return Ok(());
     };
     let name = host.name();
-    let entry = node.catalogue.get().volumes.get(name).cloned();
-    let (Some(entry), Some(facts)) = (entry, facts_of(node, name)) else {
+    let Some(entry) = node.catalogue.get().volumes.get(name).cloned() else {
         return Ok(());
     };
-    if facts.volume_id != *volume_id {
-        return Ok(());
+    let facts = facts_of(node, name).filter(|facts| facts.volume_id == *volume_id);
+    let at = at(node, name);
+    let open = match held {
+        Engine::Master(master) => Some(master.committed()),
+        _ => None,
+    };
+    let theirs = lineage(generations);
+    let mut said = rules::called(&at, facts.as_ref(), &listed(&entry), open, caller, theirs);
+    if let Called::OpenAsked(answer) = said {
+        held.open_asked(node, host, Some(vec![answer]))
+            .map_err(|refusal| severe(Cause::Diverged, refusal.to_string()))?;
+        let entry = change::entry(node, name);
+        said = match entry.is_ok_and(|entry| entry.role == Role::Master) {
+            true => rules::two_masters(&at),
+            false => Called::Listen,
+        };
     }
-    let ours = &node.config.name;
-    let generations = lineage(generations);
-    let choice = |last: Txid, shared: Txid| {
-        let text = change::diverged(name, ours, Some(last), caller, None, shared);
-        let keep = format!(
-            "to keep the copy of {caller}, on {ours}: lockstep rejoin {name} {caller} --discard {ours}; to keep the copy of {ours}, on {caller}: lockstep rejoin {name} {ours} --discard {caller}"
-        );
-        severe(Cause::Diverged, format!("{text}. {keep}"))
-    };
-    match (&entry.role, relation(&facts.generations, &generations)) {
-        (Role::Master, Relation::Behind { fork: shared } | Relation::Diverged { shared }) => {
-            if let Engine::Master(master) = held {
-                return Err(choice(master.committed(), shared));
-            }
-            // Not open: whoever calls is asked no more.
-            let answer = Answer {
-                peer: caller.to_owned(),
-                standing: Standing::Master,
-                master: None,
-                master_member: None,
-                generations,
-                applied: shared,
-            };
-            held.open_asked(node, host, Some(vec![answer]))
-                .map_err(|refusal| severe(Cause::Diverged, refusal.to_string()))
-        }
-        (Role::Master, Relation::Ahead) => Err(severe(
-            Cause::TwoMasters,
-            format!(
-                "{ours} was made the master of {name} in place of {caller}; on {caller}: lockstep rejoin {name} {ours}, which keeps aside what only {caller} has, or restart its daemon"
-            ),
-        )),
-        (Role::Mirror { master }, Relation::Behind { fork }) if master != caller => {
-            let text = format!("{caller} is the master of {name} now, in place of {master}");
+    match said {
+        Called::Listen | Called::OpenAsked(_) => Ok(()),
+        Called::Refuse(cause, detail) => Err(severe(cause, detail)),
+        Called::Follow { fork } => {
             let changed = node.change(|c| {
                 if let Some(entry) = c.volumes.get_mut(name) {
                     entry.role = Role::Mirror {
@@ -455,16 +398,15 @@ pub fn called(
                 Ok(())
             });
             changed.map_err(|e| severe(Cause::MirrorDiskFailing, e.message))?;
+            let text = match &entry.role {
+                Role::Mirror { master } => {
+                    format!("{caller} is the master of {name} now, in place of {master}")
+                }
+                Role::Master => format!("{caller} is the master of {name} now"),
+            };
             node.record(NewEvent::mirror("new-master", name, caller, text).with("fork", fork.0));
             Ok(())
         }
-        (Role::Mirror { master }, Relation::Ahead) if master != caller => Err(severe(
-            Cause::TwoMasters,
-            format!(
-                "{name} on {ours} follows {master}, whose history goes on from that of {caller}: {caller} is its master no more; on {caller}: lockstep rejoin {name} {master}"
-            ),
-        )),
-        _ => Ok(()),
     }
 }
 
@@ -494,16 +436,9 @@ pub fn answer(
     // A running master's facts are as of its opening.
     let live = node.host(name).ok().and_then(|host| host.mounts.engine());
     let applied = live.map_or(facts.applied, |fs| fs.committed()).0;
-    let (role, master) = match (facts.role, &facts.handing_over, &entry.role) {
-        (facts::Role::Master, None, _) => (Standing::Master, None),
-        (facts::Role::Master, Some(handing), _) => {
-            (Standing::Mirror, Some(member(&catalogue, &handing.to)))
-        }
-        (facts::Role::Mirror, _, Role::Mirror { master }) => {
-            (Standing::Mirror, Some(member(&catalogue, master)))
-        }
-        (facts::Role::Mirror, _, Role::Master) => (Standing::Mirror, None),
-    };
+    let listed = listed(entry);
+    let (role, master) = rules::standing(&facts, &listed);
+    let master = master.map(|master| member(&catalogue, master));
     if role == Standing::Master && standing == Standing::Mirror {
         change::welcome_back(node, name, peer);
     }

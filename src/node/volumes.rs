@@ -568,9 +568,3 @@ pub fn delete(node: &Arc<Node>, name: &str, keep_parts: bool) -> Result<String, 
     node.record(NewEvent::volume("volume-deleted", name, &sentence));
     Ok(sentence)
 }
-
-/// The id in a volume's facts.
-pub fn id_of(node: &Node, name: &str) -> Option<u128> {
-    let file = FactFile::new(node.state.volume(name).join("facts"));
-    file.load().ok().map(|f| f.volume_id)
-}

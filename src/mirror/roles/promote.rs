@@ -1,8 +1,9 @@
-//! A mirror becomes the master: what changes in its facts. `open_master` mints the generation and saves both at once, so
-//! that a node is never a master without a history of its own.
+//! A mirror becomes the master: what speaks against it, and what changes in its facts. `open_master` mints the generation
+//! and saves both at once, so that a node is never a master without a history of its own.
 
 use std::collections::BTreeMap;
 
+use super::{Doubt, Refused};
 use crate::mirror::MirrorError;
 use crate::mirror::dirty::DirtyMap;
 use crate::mirror::floor;
@@ -11,6 +12,71 @@ use crate::mirror::ranges::RangeSet;
 use crate::units::{Generation, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{Copy, Facts, PeerFacts, PeerRecord, Role};
+
+/// How a copy stands that is to be the master's, as far as its facts do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Its master is there.
+    pub linked: bool,
+    /// What the master said last of the bytes that it lacks.
+    pub bytes_to_go: u64,
+}
+
+/// Whether the copy is a state that its master had.
+pub fn is_whole(facts: &Facts) -> bool {
+    facts.copy == Copy::Complete && facts.applied >= facts.consistent_at
+}
+
+/// What speaks against the promotion of a mirror of `master`: refused unless forced, and then said.
+pub fn doubts(
+    master: &str,
+    facts: &Facts,
+    copy: Standing,
+    force: bool,
+) -> Result<Vec<Doubt>, Refused> {
+    let master = master.to_owned();
+    if facts.copy == Copy::Blank {
+        return Err(Refused::NoCopy { master });
+    }
+    let mut doubts = Vec::new();
+    if copy.linked {
+        if !force {
+            return Err(Refused::Linked { master });
+        }
+        let master = master.clone();
+        doubts.push(Doubt::Linked { master });
+    }
+    let total = facts.description.as_ref().map_or(0, |d| {
+        d.parts.iter().sum::<u64>() / u64::from(d.block_size.max(1))
+    });
+    if let Copy::Partial { cursor, .. } = facts.copy {
+        doubts.push(Doubt::Partial { cursor, total });
+    } else if !is_whole(facts) {
+        let bytes_to_go = copy.bytes_to_go;
+        doubts.push(Doubt::Inconsistent { bytes_to_go });
+    }
+    if facts.tainted {
+        doubts.push(Doubt::Tainted);
+    }
+    match force || doubts.is_empty() {
+        true => Ok(doubts),
+        false => Err(Refused::Doubtful { master, doubts }),
+    }
+}
+
+/// A master that is told to be it: it gives up what it told another node, if it did and is forced. Whether the facts
+/// changed, which are to be saved.
+pub fn stay_master(facts: &mut Facts, force: bool) -> Result<bool, Refused> {
+    match facts.handing_over.take() {
+        None => Ok(false),
+        Some(_) if force => Ok(true),
+        Some(handing) => {
+            let to = handing.to.clone();
+            facts.handing_over = Some(handing);
+            Err(Refused::HandingOver { to })
+        }
+    }
+}
 
 /// What is known of one of the volume's other nodes at a change of roles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

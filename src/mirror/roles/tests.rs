@@ -1,4 +1,7 @@
 use super::*;
+use crate::units::BlockNo;
+use crate::volume::facts::{Copy, HandingOver, Role};
+use states::Cause;
 
 fn history(entries: &[(u128, u64)]) -> Vec<Lineage> {
     entries
@@ -104,4 +107,190 @@ fn two_promotions_and_a_clone_are_seen() {
     );
     let clone = answer("b", Standing::Master, None, &[(1, 0), (2, 10), (9, 120)]);
     assert!(matches!(judge(&ours, &[clone]), Verdict::Diverged { .. }));
+}
+
+fn facts(role: Role, entries: &[(u128, u64)]) -> Facts {
+    Facts {
+        generations: history(entries),
+        copy: Copy::Complete,
+        applied: Txid(110),
+        ..Facts::blank(7, "vol", role)
+    }
+}
+
+const HERE: Volume<'_> = Volume {
+    name: "vol",
+    node: "a",
+};
+
+#[test]
+fn a_caller_is_listened_to_if_its_history_goes_on_from_ours() {
+    let alone = [(1, 0), (2, 10), (9, 120)];
+    let call = |listed: &Listed, open, ours: &[(u128, u64)]| {
+        let facts = facts(Role::Mirror, ours);
+        called(&HERE, Some(&facts), listed, open, "b", history(PROMOTED))
+    };
+    let cause = |said| match said {
+        Called::Refuse(cause, _) => Some(cause),
+        _ => None,
+    };
+    let mirror = |master: &str| Listed::Mirror(master.to_owned());
+    for ours in [OURS, PROMOTED, &alone, &[(7, 0)]] {
+        // The follower looks at the histories itself.
+        assert_eq!(call(&mirror("b"), None, ours), Called::Listen);
+    }
+    assert_eq!(
+        call(&mirror("c"), None, OURS),
+        Called::Follow { fork: Txid(100) }
+    );
+    let further = [(1, 0), (2, 10), (3, 100), (4, 130)];
+    assert_eq!(
+        cause(call(&mirror("c"), None, &further)),
+        Some(Cause::TwoMasters)
+    );
+    assert_eq!(
+        cause(call(&mirror("c"), None, &alone)),
+        Some(Cause::NameTaken)
+    );
+    let master = Listed::Master;
+    assert!(matches!(
+        call(&master, None, OURS),
+        Called::OpenAsked(answer) if answer.peer == "b" && answer.generations == history(PROMOTED)
+    ));
+    let open = Some(Txid(115));
+    assert_eq!(cause(call(&master, open, OURS)), Some(Cause::Diverged));
+    assert_eq!(cause(call(&master, open, &alone)), Some(Cause::Diverged));
+    assert_eq!(
+        cause(call(&master, open, &further)),
+        Some(Cause::TwoMasters)
+    );
+    assert_eq!(
+        cause(call(&master, open, PROMOTED)),
+        Some(Cause::TwoMasters)
+    );
+    let unknown = |listed| called(&HERE, None, &listed, None, "b", history(PROMOTED));
+    assert_eq!(cause(unknown(master)), Some(Cause::NameTaken));
+    assert_eq!(cause(unknown(mirror("c"))), Some(Cause::NameTaken));
+    assert_eq!(unknown(mirror("b")), Called::Listen);
+}
+
+#[test]
+fn two_masters_are_told_what_each_choice_costs_and_the_command_for_it() {
+    let facts = facts(Role::Master, &[(1, 0), (2, 10), (9, 120)]);
+    let theirs = history(PROMOTED);
+    let said = called(
+        &HERE,
+        Some(&facts),
+        &Listed::Master,
+        Some(Txid(130)),
+        "b",
+        theirs,
+    );
+    let Called::Refuse(Cause::Diverged, text) = said else {
+        panic!("{said:?}");
+    };
+    for part in [
+        "everything up to transaction 100",
+        "keeping the copy of b loses transactions 101 to 130 of a",
+        "on a: lockstep rejoin vol b --discard a",
+        "on b: lockstep rejoin vol a --discard b",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn a_mirror_is_promoted_only_if_nothing_speaks_against_it() {
+    let whole = facts(Role::Mirror, OURS);
+    let gone = CopyStanding::default();
+    let there = CopyStanding {
+        linked: true,
+        bytes_to_go: 0,
+    };
+    assert_eq!(doubts("m", &whole, gone, false), Ok(Vec::new()));
+    assert!(matches!(
+        doubts("m", &whole, there, false),
+        Err(Refused::Linked { .. })
+    ));
+    let mut bad = whole.clone();
+    bad.consistent_at = Txid(u64::MAX);
+    bad.tainted = true;
+    assert!(matches!(
+        doubts("m", &bad, gone, false),
+        Err(Refused::Doubtful { doubts, .. }) if doubts.len() == 2
+    ));
+    let forced = doubts("m", &bad, there, true);
+    assert_eq!(forced.map(|doubts| doubts.len()), Ok(3));
+    bad.copy = Copy::Partial {
+        cursor: BlockNo(5),
+        txid: Txid(1),
+    };
+    let forced = doubts("m", &bad, gone, true).expect("forced");
+    assert!(matches!(
+        forced[0],
+        Doubt::Partial {
+            cursor: BlockNo(5),
+            ..
+        }
+    ));
+    bad.copy = Copy::Blank;
+    assert!(matches!(
+        doubts("m", &bad, gone, true),
+        Err(Refused::NoCopy { .. })
+    ));
+}
+
+#[test]
+fn a_master_that_handed_over_does_not_say_that_it_is_one_before_it_knows() {
+    let mut handing = facts(Role::Master, OURS);
+    handing.handing_over = Some(HandingOver {
+        to: "b".to_owned(),
+        token: 4,
+    });
+    let listed = Listed::Master;
+    assert_eq!(standing(&handing, &listed), (Standing::Mirror, Some("b")));
+    let over = handing.handing_over.clone().expect("set above");
+    let ended = |ended| after_hand_over(&over, ended);
+    assert_eq!(ended(Ended::Refused(String::new())), None);
+    assert!(matches!(
+        ended(Ended::Taken(history(PROMOTED))),
+        Some(Opening::StepBack { master, .. }) if master == "b"
+    ));
+    assert!(matches!(
+        ended(Ended::Unknown(String::new())),
+        Some(Opening::Undecided { .. })
+    ));
+    // Only one whose history goes on from ours took it.
+    let asked =
+        |standing, entries| asked_after(&history(OURS), Some(answer("b", standing, None, entries)));
+    assert!(matches!(asked(Standing::Master, PROMOTED), Ended::Taken(_)));
+    assert!(matches!(asked(Standing::Master, OURS), Ended::Unknown(_)));
+    assert!(matches!(asked(Standing::Mirror, OURS), Ended::Refused(_)));
+    assert!(matches!(
+        asked_after(&history(OURS), None),
+        Ended::Unknown(_)
+    ));
+    assert!(stay_master(&mut handing, false).is_err() && handing.handing_over.is_some());
+    assert_eq!(stay_master(&mut handing, true), Ok(true));
+    assert_eq!(stay_master(&mut handing, false), Ok(false));
+    assert_eq!(standing(&handing, &listed), (Standing::Master, None));
+}
+
+#[test]
+fn the_list_follows_the_facts_after_a_change_that_was_cut() {
+    let mut stepped = facts(Role::Mirror, OURS);
+    assert_eq!(
+        relisted(&stepped, &Listed::Master),
+        None,
+        "an older version's facts"
+    );
+    stepped.master = "b".to_owned();
+    let mirror = Listed::Mirror("b".to_owned());
+    assert_eq!(relisted(&stepped, &Listed::Master), Some(mirror.clone()));
+    assert_eq!(relisted(&stepped, &mirror), None);
+    assert!(is_asked_for(&stepped, &Listed::Master) && !is_asked_for(&stepped, &mirror));
+    let master = facts(Role::Master, OURS);
+    assert_eq!(relisted(&master, &mirror), Some(Listed::Master));
+    assert!(is_asked_for(&master, &mirror));
+    assert!(!is_asked_for(&facts(Role::Master, &[]), &Listed::Master));
 }

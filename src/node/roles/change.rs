@@ -3,14 +3,15 @@
 //! Owns the order of both: the facts change first, in one save, and the catalogue follows; a start after a cut between
 //! the two brings the catalogue in line.
 
-use super::{how_to_add, others, question, understood};
+use super::{others, question, understood};
 use crate::mirror::MirrorError;
 use crate::mirror::guard;
-use crate::mirror::roles::{Answer, Heir, StepBack, Stepped, master_facts};
+use crate::mirror::roles::{
+    self as rules, Answer, CopyStanding, Heir, Refused, StepBack, Stepped, how_to_add, master_facts,
+};
 use crate::node::catalogue::{self, Role};
 use crate::node::control::Answer as Reply;
 use crate::node::engine::{Engine, open_volume_of};
-use crate::node::follow::Standing as Copy;
 use crate::node::history::NewEvent;
 use crate::node::lost::LostFiles;
 use crate::node::master::Master;
@@ -21,7 +22,7 @@ use crate::node::stores::MapFiles;
 use crate::node::volumes::{chain, unlinked};
 use crate::node::{mirrors, tools};
 use crate::units::Txid;
-use crate::volume::facts::{self, FactFile, FactStore, Facts, Lineage};
+use crate::volume::facts::{FactFile, FactStore, Lineage};
 use crate::wire::message::Standing;
 use states::State;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,30 +32,6 @@ use std::time::{Duration, Instant};
 fn failed(error: &MirrorError) -> Refusal {
     let remedy = "see the daemon's log; give the command again once the cause is mended";
     Refusal::new(Code::Unusable, chain(error), remedy)
-}
-
-/// In plain words, what two copies that went on alone would cost.
-pub fn diverged(
-    name: &str,
-    ours: &str,
-    last: Option<Txid>,
-    master: &str,
-    theirs: Option<Txid>,
-    shared: Txid,
-) -> String {
-    let loss = |last: Option<Txid>| match last {
-        Some(last) if last > shared => {
-            format!("loses transactions {} to {last}", shared.next())
-        }
-        // Not open, or not asked: its log is not read for this.
-        _ => format!("loses all transactions after {shared}"),
-    };
-    format!(
-        "volume {name}: {ours} and {master} have each been its master; both have everything up to transaction {shared}; \
-         keeping the copy of {master} {} of {ours}, keeping the copy of {ours} {} of {master}",
-        loss(last),
-        loss(theirs)
-    )
 }
 
 /// Makes the closed volume `name` a mirror of `master`: what only it has is kept aside, the facts change, the catalogue
@@ -196,17 +173,26 @@ pub fn promote(
             return Ok(format!("{} is the master of {name}", node.config.name));
         }
     };
-    let mut copy = match &*held {
+    let copy = match &*held {
         Engine::Mirror(follow) => follow.standing(),
         _ => None,
     };
-    if let Some(copy) = copy.as_mut().filter(|c| c.linked) {
+    let mut stands = copy.map_or_else(CopyStanding::default, |copy| CopyStanding {
+        linked: copy.linked,
+        bytes_to_go: copy.bytes_to_go,
+    });
+    if stands.linked {
         // A link outlives a master that was killed by some moments: it counts if the master answers.
         let id = host_id(node, name);
-        copy.linked = ask_master(node, name, id, &master).is_ok();
+        stands.linked = ask_master(node, name, id, &master).is_ok();
     }
-    let facts = super::facts_of(node, name).ok_or_else(|| no_copy(name, &master))?;
-    let doubts = doubts(name, &master, copy.as_ref(), &facts, force)?;
+    let refuse = |refused: Refused| super::refuse(node, name, &refused);
+    let facts = super::facts_of(node, name).ok_or_else(|| {
+        let master = master.clone();
+        refuse(Refused::NoCopy { master })
+    })?;
+    let doubts = rules::doubts(&master, &facts, stands, force).map_err(refuse)?;
+    let doubts: Vec<String> = doubts.iter().map(ToString::to_string).collect();
     for doubt in &doubts {
         reply.send(Line::Note(format!("forced: {doubt}")));
     }
@@ -260,21 +246,9 @@ fn give_up_hand_over(node: &Node, name: &str, force: bool) -> Result<(), Refusal
     let Some(mut facts) = super::facts_of(node, name) else {
         return Ok(());
     };
-    let Some(handing) = facts.handing_over.take() else {
+    let changed = rules::stay_master(&mut facts, force);
+    if !changed.map_err(|refused| super::refuse(node, name, &refused))? {
         return Ok(());
-    };
-    if !force {
-        return Err(Refusal::new(
-            Code::NotAllowed,
-            format!(
-                "{} may be the master of {name}, and does not say",
-                handing.to
-            ),
-            format!(
-                "start {}; if it is lost for good: lockstep promote {name} --force",
-                handing.to
-            ),
-        ));
     }
     let file = FactFile::new(node.state.volume(name).join("facts"));
     file.save(&facts).map_err(|e| failed(&e.into()))
@@ -290,67 +264,6 @@ fn host_id(node: &Node, name: &str) -> u128 {
     super::facts_of(node, name).map_or(0, |facts| facts.volume_id)
 }
 
-fn no_copy(name: &str, master: &str) -> Refusal {
-    Refusal::new(
-        Code::NotAllowed,
-        format!("there is no copy of {name} here yet"),
-        format!("lockstep status {name}, on {master}"),
-    )
-}
-
-/// What speaks against a promotion: refused unless forced, and then said.
-fn doubts(
-    name: &str,
-    master: &str,
-    copy: Option<&Copy>,
-    facts: &Facts,
-    force: bool,
-) -> Result<Vec<String>, Refusal> {
-    if facts.copy == facts::Copy::Blank {
-        return Err(no_copy(name, master));
-    }
-    let mut doubts = Vec::new();
-    if copy.is_some_and(|c| c.linked) {
-        let text = format!("its master {master} is connected, and goes on writing");
-        if !force {
-            return Err(Refusal::new(
-                Code::NotAllowed,
-                text,
-                format!(
-                    "lockstep switchover {name} PEER, on {master}; lockstep promote {name} --force makes two masters"
-                ),
-            ));
-        }
-        doubts.push(text);
-    }
-    let total = facts.description.as_ref().map_or(0, |d| {
-        d.parts.iter().sum::<u64>() / u64::from(d.block_size.max(1))
-    });
-    if let facts::Copy::Partial { cursor, .. } = facts.copy {
-        doubts.push(format!(
-            "the first copy is incomplete: blocks from {cursor} of {total} on were never copied and are lost; what is there is repaired by e2fsck as far as it can be"
-        ));
-    } else if facts.applied < facts.consistent_at {
-        let to_go = copy.map_or(0, |c| c.bytes_to_go);
-        doubts.push(format!(
-            "the copy is being repaired, and is no state that the master ever had: {to_go} bytes were known to be missing; files may hold a mixture of old and new; e2fsck repairs the metadata as far as it can be"
-        ));
-    }
-    if facts.tainted {
-        doubts.push("the copy was changed from outside, by the kernel or by e2fsck".to_owned());
-    }
-    match force || doubts.is_empty() {
-        true => Ok(doubts),
-        false => Err(Refusal::new(
-            Code::NotAllowed,
-            doubts.join("; "),
-            format!(
-                "wait for {master}; or, to take what is there: lockstep promote {name} --force"
-            ),
-        )),
-    }
-}
-
 /// Opens a closed mirror as the master. `peers` are what the old master handed over, if it did.
 pub fn open_promoted(
     node: &Arc<Node>,
@@ -364,15 +277,10 @@ pub fn open_promoted(
     let dir = node.state.volume(name);
     let store = FactFile::new(dir.join("facts"));
     let facts = store.load().map_err(|e| failed(&e.into()))?;
-    let whole = facts.copy == facts::Copy::Complete && facts.applied >= facts.consistent_at;
     if facts.switching.is_some() {
-        return Err(Refusal::new(
-            Code::NotAllowed,
-            "what a resync staged is being brought home",
-            format!("lockstep status {name}; then give the command again"),
-        ));
+        return Err(super::refuse(node, name, &Refused::Switching));
     }
-    if !whole {
+    if !rules::is_whole(&facts) {
         repair(node, host, old, force)?;
     }
     let volume = open_volume_of(host, old)?;
@@ -484,17 +392,5 @@ fn ask_master(node: &Arc<Node>, name: &str, id: u128, master: &str) -> Result<An
     let message = said.map_err(unreachable)?;
     let answer = understood(node, master, message)
         .ok_or_else(|| unreachable("it gave another answer".to_owned()))?;
-    match answer.standing {
-        Standing::Master => Ok(answer),
-        Standing::Mirror => Err(Refusal::new(
-            Code::NotAllowed,
-            format!("{master} is a mirror of {name}, not its master"),
-            format!("lockstep promote {name}, on {master}"),
-        )),
-        Standing::Absent => Err(Refusal::new(
-            Code::NotFound,
-            format!("{master} has no volume {name} of this id"),
-            format!("lockstep volume list, on {master}"),
-        )),
-    }
+    rules::may_follow(answer).map_err(|refused| super::refuse(node, name, &refused))
 }

@@ -8,8 +8,7 @@ use super::{facts_of, frame, known_as, member, question, understood};
 use crate::fs::Writes;
 use crate::mirror::master::MasterVolume;
 use crate::mirror::ranges::RangeSet;
-use crate::mirror::roles::{Heir, Relation, lineage, relation};
-use crate::mirror::shipment::touched;
+use crate::mirror::roles::{self as rules, Candidate, Ended, MOST_RANGES};
 use crate::mirror::slot::Slot;
 use crate::node::catalogue::Role;
 use crate::node::control::Answer as Reply;
@@ -21,9 +20,9 @@ use crate::node::master::Master;
 use crate::node::protocol::Line;
 use crate::node::refusal::{Code, Refusal};
 use crate::node::registry::{Host, Node};
-use crate::units::{BlockNo, Txid};
+use crate::units::Txid;
 use crate::volume::facts::{self, HandingOver, Lineage};
-use crate::wire::message::{Message, PROTOCOL_VERSION, Place, Range, Standing};
+use crate::wire::message::{Member, Message, PROTOCOL_VERSION, Place, Range, Standing};
 use states::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,9 +47,6 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Runs of blocks in one frame: 16 bytes each.
 const RANGES: usize = 16 << 10;
-/// Runs of blocks that are told of one mirror; beyond it, it is compared.
-const MOST_RANGES: usize = 1 << 18;
-
 /// Says what was done, and how long it took.
 struct Steps<'a> {
     reply: &'a Reply,
@@ -75,16 +71,6 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.shared.fs.set_writes(self.after);
     }
-}
-
-/// How a hand-over ended.
-enum Ended {
-    /// The peer is the master, with this history.
-    Taken(Vec<Lineage>),
-    /// The peer is not, and will not be.
-    Refused(String),
-    /// Nobody knows.
-    Unknown(String),
 }
 
 /// `switchover`
@@ -156,7 +142,11 @@ pub fn switchover(
         .block_on(prepare(node, name, peer, &shared, txid));
     let (mut link, token) = ready.map_err(|m| not_here(Code::NotAllowed, m))?;
     steps.done(&format!("{peer} is ready"));
-    let (places, maps) = places(node, &shared, &slots, peer, txid);
+    let (places, maps) = {
+        let catalogue = node.catalogue.get();
+        let known = |peer: &str| member(&catalogue, peer);
+        rules::places(&shared, &slots, peer, txid, super::myself(node), known)
+    };
     master.stop_driver(peer);
     remember(
         &shared,
@@ -303,77 +293,6 @@ async fn prepare(
     }
 }
 
-/// Where every other node stands, and in which blocks it differs.
-fn places(
-    node: &Node,
-    shared: &MasterVolume,
-    slots: &[Arc<Slot>],
-    peer: &str,
-    txid: Txid,
-) -> (Vec<Place>, Vec<(u32, RangeSet)>) {
-    let catalogue = node.catalogue.get();
-    let mut places = vec![Place {
-        member: super::myself(node),
-        position: txid.0,
-        through: txid.0,
-        lost: false,
-    }];
-    let mut maps = Vec::new();
-    for slot in slots.iter().filter(|slot| slot.peer != peer) {
-        let told = differs(shared, slot, txid);
-        let (position, dirty) = match told {
-            Ok(Some((position, dirty))) if dirty.len() <= MOST_RANGES => (position, Some(dirty)),
-            Ok(_) => (txid, None),
-            Err(error) => {
-                tracing::warn!(peer = slot.peer, %error, "what this mirror lacks is not handed over");
-                (txid, None)
-            }
-        };
-        let index = places.len() as u32;
-        places.push(Place {
-            member: member(&catalogue, &slot.peer),
-            position: position.0,
-            through: txid.0,
-            lost: dirty.is_none(),
-        });
-        if let Some(dirty) = dirty {
-            maps.push((index, dirty));
-        }
-    }
-    (places, maps)
-}
-
-/// From which transaction on a mirror lacks something, and the blocks; `None` when that is not known.
-fn differs(
-    shared: &MasterVolume,
-    slot: &Slot,
-    txid: Txid,
-) -> Result<Option<(Txid, RangeSet)>, crate::mirror::MirrorError> {
-    let mut dirty = RangeSet::default();
-    let mut state = slot.state.lock();
-    if state.map_lost || state.acked.0 == 0 {
-        return Ok(None);
-    }
-    let mut at = BlockNo(0);
-    while let Some(range) = state.map.next_set(at, u64::MAX)? {
-        dirty.insert(range);
-        at = range.end();
-    }
-    let covered = state.map.coverage();
-    let has = state.position.max(state.acked);
-    let position = covered.map_or(has, |covered| covered.from_txid);
-    let after = covered.map_or(has, |covered| covered.through_txid.max(has));
-    drop(state);
-    let Some(infos) = shared.journal.info_after(shared.log_position(after)) else {
-        return Ok(None);
-    };
-    for info in infos.iter().filter(|info| info.txid <= txid) {
-        let txn = shared.journal.load_transaction(info.txid)?;
-        touched(&txn).for_each(|range| dirty.insert(range));
-    }
-    Ok(Some((position, dirty)))
-}
-
 async fn hand_over(
     link: &mut Link,
     token: u64,
@@ -402,17 +321,7 @@ async fn hand_over(
             return Ended::Unknown("the connection ended".to_owned());
         }
         match link.receiver.recv().await {
-            Ok(answer) => match answer.header {
-                Message::HandedOver {
-                    token: t,
-                    refusal,
-                    generations,
-                } if t == token => match refusal.is_empty() {
-                    true => Ended::Taken(lineage(&generations)),
-                    false => Ended::Refused(refusal),
-                },
-                _ => Ended::Unknown("it gave another answer".to_owned()),
-            },
+            Ok(answer) => rules::handed_over(token, answer.header),
             Err(end) => Ended::Unknown(end.to_string()),
         }
     });
@@ -461,16 +370,7 @@ fn ask_after(
         Ok(message) => understood(node, peer, message),
         Err(why) => return Ended::Unknown(why),
     };
-    match answer {
-        Some(a) if a.standing == Standing::Master => match relation(ours, &a.generations) {
-            Relation::Behind { .. } => Ended::Taken(a.generations),
-            _ => Ended::Unknown("it has another history".to_owned()),
-        },
-        Some(a) if a.standing == Standing::Mirror => {
-            Ended::Refused("it is still a mirror".to_owned())
-        }
-        _ => Ended::Unknown("it can not say yet".to_owned()),
-    }
+    rules::asked_after(ours, answer)
 }
 
 /// Asks again and again what became of a hand-over, and opens the volume as what it is then.
@@ -486,7 +386,7 @@ pub fn ask_again(node: &Arc<Node>, host: &Arc<Host>) {
             let Some(handing) = &facts.handing_over else {
                 return;
             };
-            if settle(&node, name, &facts, handing).is_err() {
+            if let Ended::Unknown(_) = settle(&node, name, &facts, handing) {
                 continue;
             }
             if let Ok(mut held) = host.hold("opening") {
@@ -507,27 +407,10 @@ pub fn ask_again(node: &Arc<Node>, host: &Arc<Host>) {
     }
 }
 
-/// What a node does at its start that does not know what became of a hand-over: asks. `Some`: the peer is the master, with
-/// this history; `None`: this node is.
-pub fn settle(
-    node: &Arc<Node>,
-    name: &str,
-    facts: &facts::Facts,
-    handing: &HandingOver,
-) -> Result<Option<Vec<Lineage>>, String> {
-    let id = facts.volume_id;
-    match ask_after(
-        node,
-        name,
-        id,
-        &handing.to,
-        handing.token,
-        &facts.generations,
-    ) {
-        Ended::Taken(theirs) => Ok(Some(theirs)),
-        Ended::Refused(_) => Ok(None),
-        Ended::Unknown(why) => Err(why),
-    }
+/// What became of a hand-over, at the start of a node that does not know.
+pub fn settle(node: &Arc<Node>, name: &str, facts: &facts::Facts, handing: &HandingOver) -> Ended {
+    let (id, ours) = (facts.volume_id, &facts.generations);
+    ask_after(node, name, id, &handing.to, handing.token, ours)
 }
 
 // ---- the other side ----
@@ -629,13 +512,13 @@ fn ready(node: &Arc<Node>, name: &str, id: u128, peer: &str, txid: Txid) -> Resu
     let until = Instant::now() + SHOWN_WITHIN;
     loop {
         let copy: Copy = follow.standing().ok_or("its copy does not answer")?;
-        if !copy.consistent || facts.tainted {
-            return Err("its copy is not consistent".to_owned());
-        }
-        if copy.applied == txid {
+        let candidate = Candidate {
+            consistent: copy.consistent,
+            applied: copy.applied,
+        };
+        if rules::is_ready(&facts, candidate, txid)? {
             return Ok(());
         }
-        // Acknowledged, and not confirmed yet.
         if Instant::now() >= until {
             return Err(format!(
                 "it has everything up to {}, not {txid}",
@@ -654,7 +537,7 @@ fn take_over(
     token: u64,
     at: (Txid, u64),
     places: &[Place],
-    mut maps: BTreeMap<u32, RangeSet>,
+    maps: BTreeMap<u32, RangeSet>,
 ) -> Result<Vec<Lineage>, String> {
     let host = node.host(name).map_err(|e| e.message)?;
     let mut held = host.hold("taking over").map_err(|e| e.message)?;
@@ -674,26 +557,8 @@ fn take_over(
     let stopped = follow.stop();
     let opened = stopped.map_err(|e| e.message).and_then(|()| {
         let facts = facts_of(node, name).ok_or("its facts are gone")?;
-        if (facts.applied, facts.chain) != at {
-            return Err(format!(
-                "it has transaction {} with another content than the master's {}",
-                facts.applied, at.0
-            ));
-        }
-        let mut peers: BTreeMap<String, Option<Heir>> = BTreeMap::new();
-        for (index, place) in places.iter().enumerate() {
-            let Some(known) = known_as(&catalogue, &place.member) else {
-                continue;
-            };
-            let heir = Heir {
-                position: Txid(place.position),
-                through: Txid(place.through),
-                dirty: maps.remove(&(index as u32)).unwrap_or_default(),
-                lost: place.lost,
-            };
-            peers.insert(known.to_owned(), Some(heir));
-        }
-        peers.entry(peer.to_owned()).or_insert(None);
+        let known = |member: &Member| known_as(&catalogue, member).map(str::to_owned);
+        let peers = rules::heirs(&facts, at, peer, places, maps, known)?;
         open_promoted(node, &host, &old, peer, false, Some(peers)).map_err(|e| e.to_string())
     });
     match opened {
