@@ -299,7 +299,13 @@ impl OpenMaster {
     /// Claims a place at the log for a new mirror: from now on nothing that it lacks is lost without being recorded.
     /// Overwrites go through the log before this returns.
     pub fn add_mirror(&self, peer: &str, rate: Option<u64>) -> Result<Arc<Slot>, MirrorError> {
+        let alone = self.shared.facts.lock().peers.is_empty();
         self.shared.fs.set_mirrored(true)?;
+        let logged_since = match alone {
+            // A copy that is left from before may bear the name of the present state, and lack what was overwritten since.
+            true => Some(self.shared.fs.commit_anew()?),
+            false => None,
+        };
         let blocks_count = self.shared.volume.blocks_count();
         let (disk, _) = open_map(&*self.maps, blocks_count, peer)?;
         let volume_id = self.shared.facts.lock().volume_id;
@@ -328,9 +334,7 @@ impl OpenMaster {
             ..PeerFacts::default()
         };
         known.record.rate = rate;
-        // While there was no mirror, data was overwritten at home: the log does not have it, whatever a copy that is
-        // left from before says.
-        known.record.changed_outside = facts.peers.is_empty();
+        facts.logged_since = logged_since.unwrap_or(facts.logged_since);
         facts.peers.insert(peer.to_string(), known);
         if let Err(error) = self.shared.store.save(&facts) {
             // It was not made: nothing of it may hold the log.

@@ -34,6 +34,14 @@ fn mirrored(seed: u64) -> World {
     world
 }
 
+/// The mirror is made no more, and its copy kept.
+fn delete_mirror(world: &mut World) {
+    world.cut_link();
+    world.request(Request::Delete);
+    let slot = Arc::clone(world.mirror.take().unwrap().slot());
+    world.master.as_ref().unwrap().remove_mirror(&slot).unwrap();
+}
+
 /// Comes into sync, and neither copied nor compared anything since the first copy.
 fn only_replays(world: &mut World) {
     world.settle();
@@ -138,15 +146,12 @@ fn a_master_without_mirrors_that_loses_power_knows_what_a_former_mirror_has() {
     let mut world = mirrored(73);
     file(&world, "second");
     world.settle();
-    world.cut_link();
-    world.request(Request::Delete);
-    let slot = Arc::clone(world.mirror.take().unwrap().slot());
+    delete_mirror(&mut world);
     let master = world.master.clone().unwrap();
-    master.remove_mirror(&slot).unwrap();
     let had = master.shared.journal.last_committed();
     // Everything goes home: the log does not say any more what there was.
     while !master.shared.journal.checkpoint(1 << 20).unwrap().done {}
-    drop((master, slot));
+    drop(master);
     world.crash_master();
     world.start_master();
     assert!(world.master.as_ref().unwrap().shared.fork >= had);
@@ -154,6 +159,29 @@ fn a_master_without_mirrors_that_loses_power_knows_what_a_former_mirror_has() {
     world.create_mirror();
     world.settle();
     world.assert_equal();
+}
+
+#[test]
+fn what_was_overwritten_while_there_was_no_mirror_reaches_every_former_one() {
+    for others_first in [false, true] {
+        let mut world = mirrored(279);
+        delete_mirror(&mut world);
+        let first = world.fs().lookup(ROOT, b"first").unwrap().ino;
+        world.fs().write(first, 8192, &[9; 12_288]).unwrap();
+        world.fs().sync().unwrap();
+        if others_first {
+            world
+                .master
+                .as_ref()
+                .unwrap()
+                .add_mirror("c", None)
+                .unwrap();
+        }
+        world.cut = false;
+        world.create_mirror();
+        world.settle();
+        world.assert_equal();
+    }
 }
 
 #[test]
@@ -259,11 +287,7 @@ fn a_mirror_made_again_that_cracks_while_it_catches_up_gets_what_it_lacks() {
         // Another mirror, of which nothing is heard, keeps the log.
         let master = world.master.clone().unwrap();
         master.add_mirror("c", None).unwrap();
-        world.cut_link();
-        world.request(Request::Delete);
-        let slot = Arc::clone(world.mirror.take().unwrap().slot());
-        master.remove_mirror(&slot).unwrap();
-        drop(slot);
+        delete_mirror(&mut world);
         file(&world, "second");
         world.cut = false;
         world.create_mirror();

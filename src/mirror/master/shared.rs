@@ -70,6 +70,6 @@ impl MasterVolume {
 
     /// Whether the log holds everything after `txid`.
     pub fn log_covers(&self, txid: Txid) -> bool {
-        self.journal.covers(self.log_position(txid))
+        txid >= self.facts.lock().logged_since && self.journal.covers(self.log_position(txid))
     }
 }

@@ -266,6 +266,10 @@ impl StepBack<'_> {
         facts: &Facts,
         shared: Txid,
     ) -> Result<Option<RangeSet>, MirrorError> {
+        let unlogged = facts.peers.is_empty() || shared < facts.logged_since;
+        if facts.role == Role::Master && unlogged {
+            return Ok(None);
+        }
         let mut dirty = RangeSet::default();
         if facts.own_dirty {
             // It has stepped back before, and was not made whole since.
