@@ -282,6 +282,16 @@ impl Journal {
         }
     }
 
+    /// Sets the chain hash at the last transaction that reading sees, where a recovery that kept later ones back did not find
+    /// it in the log: from the facts.
+    pub fn set_published_chain(&self, chain: u64) {
+        let mut state = self.state.write();
+        state.published_chain = chain;
+        if state.published == state.last {
+            state.chain = chain;
+        }
+    }
+
     /// How many images one transaction should hold at most: a quarter of the log or 16 MiB.
     pub fn max_transaction_blocks(&self) -> usize {
         let quarter = self.log.capacity() as usize / 4;

@@ -238,6 +238,42 @@ fn power_may_fail_at_any_moment_of_a_commit() {
     }
 }
 
+/// What a mirror shows may be home, and out of its log, when power fails: what it then gives up again says nothing of it.
+#[test]
+fn a_mirror_that_drops_the_first_transaction_of_its_log_still_knows_what_it_shows() {
+    for (seed, both) in (0..8).flat_map(|seed| [(seed, true), (seed, false)]) {
+        let mut world = sync_world(3000 + seed, false);
+        let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+        create(&fs, "cut", 3000);
+        let commit = fs.begin_commit().unwrap().unwrap();
+        world.committing = true;
+        for _ in 0..ROUNDS {
+            step(&mut world);
+        }
+        let had = world.follower.as_ref().unwrap().durable();
+        assert_eq!(had, commit.txid());
+        drop(commit);
+        drop(fs);
+        world.crash_mirror();
+        world.start_mirror();
+        world.crash_master();
+        world.start_master();
+        for _ in 0..ROUNDS {
+            step(&mut world);
+        }
+        // Its history is looked at anew, and there is nothing in its log.
+        world.cut_link();
+        if both {
+            world.crash_mirror();
+            world.start_mirror();
+        }
+        world.cut = false;
+        world.settle();
+        world.assert_equal();
+        world.check_parts(false);
+    }
+}
+
 /// The bytes of a file that were kept aside.
 fn kept_of(world: &World, path: &str) -> Vec<u8> {
     let kept = world.lost.kept.lock();

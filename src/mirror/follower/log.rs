@@ -112,6 +112,10 @@ impl Follower {
             .is_some_and(|recovery| recovery.unconfirmed > 0);
         let mut unshown = VecDeque::new();
         if unconfirmed {
+            if facts.applied == journal.last_published() {
+                // The log says it only of what was replayed, and what was shown before a power cut may be home already.
+                journal.set_published_chain(facts.chain);
+            }
             for info in journal
                 .info_after(journal.last_published())
                 .unwrap_or_default()
