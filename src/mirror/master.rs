@@ -32,7 +32,7 @@ use crate::mirror::progress::Progress;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::rate::Rate;
 use crate::mirror::slot::Slot;
-use crate::mirror::stream::{Acked, Frame, Next, Stream};
+use crate::mirror::stream::{Acked, Frame, Next, Phase, Stream};
 use crate::units::{BlockNo, Txid};
 use crate::volume::facts::PeerRecord;
 use crate::wire::message::{CopyState, History, MasterStatus, Message, PROTOCOL_VERSION};
@@ -99,6 +99,8 @@ pub struct Mirror {
     reason: String,
     detail: String,
     stream: Stream,
+    /// What a promotion of the mirror would keep: not what a pass brings it, which is of no use before its end.
+    holds: Txid,
     streaming: bool,
     outcome: Option<Outcome>,
     /// How often the mirror had cracked when that was decided.
@@ -168,6 +170,7 @@ impl Mirror {
             record,
             reason: String::new(),
             stream,
+            holds: Txid(0),
             streaming: false,
             outcome: None,
             decided_at: 0,
@@ -558,10 +561,6 @@ impl Mirror {
             self.record.once_insync = true;
             self.save();
         }
-        // A stream that begins says anew what the mirror has.
-        self.shared
-            .gate
-            .acked(&self.peer, self.slot.state.lock().acked);
         self.show_gate();
         for command in transition.commands {
             self.perform(*command, &transition, now, out);
@@ -736,9 +735,10 @@ impl Mirror {
             let took = now.saturating_sub(at);
             self.time_in_queue.add(took.as_micros() as u64);
         }
-        self.shared
-            .gate
-            .acked(&self.peer, self.slot.state.lock().acked);
+        if self.stream.phase() == Phase::Sequencing {
+            self.holds = self.slot.state.lock().acked;
+            self.shared.gate.acked(&self.peer, self.holds);
+        }
         if acked != Acked::Progress
             && let Some(their) = &mut self.their
         {

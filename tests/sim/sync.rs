@@ -447,6 +447,47 @@ fn writers_wait_for_a_strict_mirror_until_it_is_back_or_let_go() {
     assert!(gate.is_open(txid), "mirror pause");
 }
 
+/// What a resync brings is of no use before its end: were the master to burn down, the mirror would have what it had.
+#[test]
+fn writers_wait_for_a_strict_mirror_while_it_is_brought_up_to_date() {
+    for (seed, lost) in [(11, false), (12, true)] {
+        let mut world = sync_world(seed, true);
+        let shared = world.master.as_ref().unwrap().shared.clone();
+        world.cut_link();
+        for n in 0..12 {
+            create(world.fs(), &format!("f{n}"), 200_000);
+            world.fs().sync().unwrap();
+        }
+        let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+        let txid = shared.journal.last_committed();
+        let mut state = slot.state.lock();
+        state
+            .crack(&shared.journal, slot.id, shared.generation, txid)
+            .unwrap();
+        drop(state);
+        create(world.fs(), "last", 5000);
+        world.fs().sync().unwrap();
+        let txid = shared.journal.last_committed();
+        world.cut = false;
+        world.until(State::OutOfSync);
+        let mut steps = 0;
+        while !shared.gate.is_open(txid) {
+            step(&mut world);
+            steps += 1;
+            if lost && steps == 6 {
+                // What was staged is dropped, and what was acknowledged of it with it.
+                world.cut_link();
+                assert!(!shared.gate.is_open(txid));
+                world.cut = false;
+            }
+        }
+        assert!(world.follower.as_ref().unwrap().durable() >= txid);
+        assert!(world.follower.as_ref().unwrap().is_consistent());
+        world.settle();
+        world.assert_equal();
+    }
+}
+
 #[test]
 fn a_mirror_that_says_nothing_is_lost_after_its_timeout() {
     let mut world = sync_world(4, false);

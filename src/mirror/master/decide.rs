@@ -56,6 +56,11 @@ impl Mirror {
         let acked = acked.min(self.shared.journal.last_committed());
         let journal = &self.shared.journal;
         self.slot.state.lock().claim(journal, self.slot.id, acked);
+        let whole = history.copy == CopyState::Complete && history.consistent_at <= history.applied;
+        self.holds = match whole && !history.tainted {
+            true => acked,
+            false => Txid(0),
+        };
         self.truth.consistent_at = match history.copy {
             CopyState::Complete => history.consistent_at,
             _ => u64::MAX,

@@ -45,6 +45,7 @@ impl Mirror {
     /// Tells writers how the mirror stands.
     pub(super) fn show_gate(&self) {
         let gate = &self.shared.gate;
+        gate.acked(&self.peer, self.holds);
         gate.set_state(
             &self.peer,
             self.state == State::InSync,
