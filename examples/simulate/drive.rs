@@ -75,7 +75,7 @@ impl World {
     // ---- the master's side ----
 
     fn master_step(&mut self, n: usize, v: usize, host: &mut MasterHost) {
-        if host.commit_at <= self.now {
+        if host.commit_at <= self.now && !host.committing {
             host.commit_at = match host.open.shared.fs.commit_step(self.now) {
                 Ok(step) => step.next,
                 Err(FsError::NoSpace) => self.now + SECOND,
@@ -136,12 +136,14 @@ impl World {
         if driver.dial_at.is_some_and(|at| at <= self.now) {
             driver.dial_at = None;
             self.dialled(n, v, peer, driver);
+            self.answered(v, host, Some((peer, driver)));
         }
         for _ in 0..FRAMES {
             let Some(id) = driver.conn else { break };
             match self.net.receive(id, End::Master, self.now) {
                 Some(Heard::Frame(message, payload)) => {
                     let actions = driver.mirror.frame(message, payload, self.now);
+                    self.answered(v, host, Some((peer, driver)));
                     if !self.act(n, v, peer, driver, actions) {
                         return false;
                     }
@@ -149,12 +151,14 @@ impl World {
                 Some(Heard::Lost(why)) => {
                     driver.conn = None;
                     let actions = driver.mirror.link_lost(why, None, self.now);
+                    self.answered(v, host, Some((peer, driver)));
                     self.act(n, v, peer, driver, actions);
                 }
                 None => break,
             }
         }
         let actions = driver.mirror.tick(self.now);
+        self.answered(v, host, Some((peer, driver)));
         if !self.act(n, v, peer, driver, actions) {
             return false;
         }
@@ -164,6 +168,7 @@ impl World {
                 break;
             }
             let (actions, frame, _) = driver.mirror.next_frame(self.now);
+            self.answered(v, host, Some((peer, driver)));
             let acted = !actions.is_empty();
             self.act(n, v, peer, driver, actions);
             match frame {
@@ -554,6 +559,7 @@ impl World {
 
     /// What a mirror shows is what its master had at that transaction.
     pub fn check_mirror(&mut self, n: usize, v: usize, host: &mut MirrorHost, whole: bool) {
+        self.keeps_promises(n, v, &host.follower);
         let Some(fs) = host.follower.fs() else {
             host.seen = None;
             if host.copying && host.call.is_some() && self.random.chance(10) {
@@ -596,7 +602,7 @@ impl World {
         {
             let snapshot = snapshot.clone();
             drop(golden);
-            if let Err(error) = files::compare(&fs, &snapshot, &who) {
+            if let Err(error) = files::compare(&fs, &snapshot, "I1", &who) {
                 self.error(n, &error);
             }
             self.tally

@@ -332,7 +332,8 @@ pub fn all_names() -> Vec<String> {
 }
 
 /// The files of `fs` are those of `expected`, names and contents, but for what is unsure. An error is one of reading.
-pub fn compare(fs: &Fs, expected: &Snapshot, who: &str) -> Result<(), String> {
+/// `rule` is the invariant that is broken when they are not.
+pub fn compare(fs: &Fs, expected: &Snapshot, rule: &str, who: &str) -> Result<(), String> {
     let names = (|| {
         let mut names = BTreeSet::new();
         list(fs, ROOT, "", &mut names)?;
@@ -355,7 +356,7 @@ pub fn compare(fs: &Fs, expected: &Snapshot, who: &str) -> Result<(), String> {
         let wanted = expected.files.get(name);
         assert!(
             found.as_ref() == wanted.map(|bytes| &**bytes),
-            "files: {who} has {name} with {} bytes, expected {}{}",
+            "{rule}: {who} has {name} with {} bytes, expected {}{}",
             found.as_ref().map_or(-1, |b| b.len() as i64),
             wanted.map_or(-1, |b| b.len() as i64),
             first_difference(found.as_deref(), wanted.map(|b| &b[..]))

@@ -37,6 +37,8 @@ pub struct Golden {
     pub last: Txid,
     /// From here on every change is known; none while no mirror exists, for overwrites go straight home then.
     pub since: Option<Txid>,
+    /// A transaction that is being committed: a mirror may have it already.
+    pub pending: Option<Txid>,
     /// The files as they are now, and those that an operation is changing.
     pub now: Option<Snapshot>,
     /// The master's disk broke its word: what each transaction was can not be told any more, in this run.
@@ -119,8 +121,23 @@ impl Golden {
         self.since = None;
     }
 
+    /// The first half of a commit is done.
+    pub fn prepared(&mut self, txid: Txid) {
+        self.pending = Some(txid);
+    }
+
+    /// The newest transaction, not after `txid`, that is part of the history, or may become part of it.
+    pub fn newest_until(&self, txid: Txid) -> Txid {
+        if self.pending == Some(txid) {
+            return txid;
+        }
+        let known = self.snapshots.range(..=txid).next_back();
+        known.map_or(Txid(0), |(known, _)| *known)
+    }
+
     /// A transaction was committed a moment ago.
     pub fn committed(&mut self, journal: &Arc<Journal>, txid: Txid) {
+        self.pending = None;
         let now = self.files().clone();
         self.snapshots.insert(txid, now);
         self.last = txid;
@@ -180,6 +197,7 @@ impl Golden {
         let since = journal.info_after(shared.log_position(fork));
         let own: Vec<Txid> = since.iter().flatten().map(|info| info.txid).collect();
         let unknown = fork > self.last;
+        self.pending = None;
         self.cut(fork);
         let now = match self.snapshots.get(&fork) {
             Some(snapshot) => snapshot.clone(),

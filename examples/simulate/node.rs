@@ -11,11 +11,14 @@ use lockstepfs::io::sim::SimClock;
 use lockstepfs::mirror::follower::Follower;
 use lockstepfs::mirror::master::Mirror;
 use lockstepfs::mirror::open::OpenMaster;
+use lockstepfs::mirror::policy::OnFull;
 use lockstepfs::units::Txid;
+use parking_lot::Mutex;
 use states::State;
 
 use super::device::{Home, Power};
 use super::net::ConnId;
+use super::sync::Syncs;
 
 pub struct Node {
     pub name: String,
@@ -53,6 +56,10 @@ pub struct MasterHost {
     pub tick_at: Duration,
     /// The last transaction of which the drivers know.
     pub told: Txid,
+    /// The first half of a commit is done.
+    pub committing: bool,
+    /// Who waits for mirrors.
+    pub syncs: Arc<Mutex<Syncs>>,
 }
 
 /// What was sent since a copy or a repair began.
@@ -74,6 +81,14 @@ pub struct Driver {
     pub verifying: bool,
     /// Since it was made: it was INSYNC once, and nothing happened since that excuses a comparison.
     pub was_insync: bool,
+}
+
+impl Driver {
+    /// Whether applications may have to wait for this mirror for as long as it takes.
+    pub fn may_hold_back(&self) -> bool {
+        let policy = self.mirror.policy();
+        (policy.is_sync() && policy.strict) || policy.on_full == OnFull::Throttle
+    }
 }
 
 pub struct MirrorHost {

@@ -74,10 +74,21 @@ fn settled(world: &mut World) -> bool {
         let Some(Host::Master(host)) = world.host(n, v) else {
             return false;
         };
-        host.drivers.values().all(|driver| {
+        let shared = host.open.shared.clone();
+        let at = shared.journal.last_committed();
+        let nobody_waits = host.syncs.lock().waiting.is_empty();
+        let peers: Vec<usize> = host.drivers.keys().copied().collect();
+        let insync = host.drivers.values().all(|driver| {
             let status = driver.mirror.status(now);
             status.state == State::InSync && status.txid_acked == status.txid_committed
-        })
+        });
+        // What a sync mirror has, it shows once it has heard that its master has it too.
+        let shown = |world: &mut World, peer: usize| match world.host(peer, v) {
+            Some(Host::Mirror(host)) => shared.log_position(host.follower.applied()) == at,
+            _ => false,
+        };
+        let all = peers.len() == world.volumes[v].shape.mirrors.len();
+        all && nobody_waits && insync && peers.into_iter().all(|peer| shown(world, peer))
     })
 }
 
@@ -113,8 +124,9 @@ fn finish(world: &mut World, seed: u64) {
         if let Some(Host::Master(host)) = world.host(n, v) {
             for (peer, driver) in &host.drivers {
                 let status = driver.mirror.status(now);
+                let waiting = host.syncs.lock().waiting.len();
                 states.push(format!(
-                    "v{v} n{n}->n{peer} is {} ({}), {} of {}",
+                    "v{v} n{n}->n{peer} is {} ({}), {} of {}, {waiting} syncs wait",
                     status.state, status.reason, status.txid_acked, status.txid_committed
                 ));
             }
@@ -139,7 +151,8 @@ fn equal(world: &mut World) {
         let peers: Vec<usize> = host.drivers.keys().copied().collect();
         let expected = world.volumes[v].golden.lock().files().clone();
         let who = format!("the master n{n} of v{v}");
-        files::compare(&shared.fs, &expected, &who).unwrap_or_else(|error| panic!("I2: {error}"));
+        files::compare(&shared.fs, &expected, "I2", &who)
+            .unwrap_or_else(|error| panic!("I2: {error}"));
         drive::sound(&shared.journal, &who);
         let blocks = shared.volume.blocks_count();
         let at = shared.journal.last_committed();
@@ -161,7 +174,8 @@ fn equal(world: &mut World) {
             let who = format!("n{peer}'s copy of v{v}");
             let golden = Arc::clone(&world.volumes[v].golden);
             let compared = golden.lock().compare(fs.journal(), blocks, at, None, &who);
-            files::compare(&fs, &expected, &who).unwrap_or_else(|error| panic!("I2: {error}"));
+            files::compare(&fs, &expected, "I2", &who)
+                .unwrap_or_else(|error| panic!("I2: {error}"));
             world.tally.check("block of two equal copies", compared);
         }
     }

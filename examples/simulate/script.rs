@@ -28,6 +28,7 @@ macro_rules! kinds {
 kinds! {
     Work 60 "operations of applications",
     Sync 20 "fsync and sync",
+    SyncCut 4 "somebody lost in the middle of a commit",
     Run 12 "quiet time",
     Wait 3 "quiet minutes",
     Partition 3 "partition",
@@ -52,6 +53,7 @@ kinds! {
     Continue 6 "mirror continue",
     Restart 3 "mirror restart",
     Delete 1 "mirror delete",
+    Set 5 "mirror set",
     Create 3 "mirror create",
     Verify 3 "verify",
     WriteMirror 3 "write to a mirror",
@@ -148,7 +150,7 @@ impl Script {
             5 | 6 => 2,
             _ => 3,
         };
-        let volumes = (0..volumes).map(|n| volume(&random, nodes, n)).collect();
+        let volumes: Vec<_> = (0..volumes).map(|n| volume(&random, nodes, n)).collect();
         let left_out = random.below(4) * 20;
         let allowed: Vec<(Kind, u64)> = Kind::ALL
             .iter()
@@ -156,6 +158,12 @@ impl Script {
             .copied()
             .collect();
         let total = allowed.iter().map(|(_, weight)| weight).sum();
+        // Most volumes have had mirrors for as long as anybody remembers.
+        let mut first = Vec::new();
+        if random.chance(75) {
+            first.resize(volumes.len() * 2, Kind::Create);
+            first.push(Kind::Run);
+        }
         let steps = (0..120 + random.below(240))
             .map(|_| {
                 let mut at = random.below(total);
@@ -167,12 +175,14 @@ impl Script {
                         here
                     })
                     .expect("the weights add up to the total");
-                Step {
-                    kind,
-                    seed: random.next_u64(),
-                }
+                kind
             })
-            .collect();
+            .collect::<Vec<_>>();
+        let steps = first.into_iter().chain(steps).map(|kind| Step {
+            kind,
+            seed: random.next_u64(),
+        });
+        let steps = steps.collect();
         Script {
             seed,
             nodes: nodes as usize,

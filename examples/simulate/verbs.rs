@@ -18,6 +18,7 @@ use super::files::{self, Work};
 use super::image;
 use super::node::Host;
 use super::script::{Kind, Step};
+use super::sync::listen;
 use super::world::World;
 
 impl World {
@@ -27,6 +28,8 @@ impl World {
         let done = match step.kind {
             Kind::Work => self.work(),
             Kind::Sync => self.sync(),
+            Kind::SyncCut => self.sync_cut(),
+            Kind::Set => self.set(),
             Kind::Run => self.rounds(40, 10),
             Kind::Wait => self.rounds(60, 1000),
             Kind::Partition => self.partition(true),
@@ -117,7 +120,7 @@ impl World {
 
     // ---- applications ----
 
-    fn some_volume(&self) -> usize {
+    pub fn some_volume(&self) -> usize {
         self.random.below(self.volumes.len() as u64) as usize
     }
 
@@ -151,42 +154,6 @@ impl World {
                 return true;
             }
         }
-        true
-    }
-
-    fn sync(&mut self) -> bool {
-        let v = self.some_volume();
-        self.sync_volume(v)
-    }
-
-    fn sync_volume(&mut self, v: usize) -> bool {
-        let Some(n) = self.master_of(v) else {
-            return false;
-        };
-        let Some(Host::Master(host)) = self.host(n, v) else {
-            return false;
-        };
-        let fs = Arc::clone(&host.open.shared.fs);
-        let golden = Arc::clone(&self.volumes[v].golden);
-        let done = Work {
-            fs: &fs,
-            golden: &golden,
-            random: &self.random,
-            room: 0,
-        }
-        .sync();
-        match done {
-            Ok(txid) => {
-                assert!(
-                    fs.committed() >= txid,
-                    "I3: transaction {txid} was acknowledged before it was committed"
-                );
-                let acked = &mut self.volumes[v].acked;
-                *acked = txid.max(*acked);
-            }
-            Err(error) => self.operation_failed(n, &error),
-        }
-        self.noticed_dark(n);
         true
     }
 
@@ -356,8 +323,10 @@ impl World {
                 Ok(actions) => {
                     done = true;
                     if self.act(n, v, peer, &mut driver, actions) {
+                        self.answered(v, &host, Some((peer, &driver)));
                         host.drivers.insert(peer, driver);
                     } else {
+                        self.answered(v, &host, None);
                         self.volumes[v].complete.remove(&peer);
                         self.forgotten(n, v, &mut host, driver);
                     }
@@ -402,10 +371,14 @@ impl World {
                         facts.peers[&name].record.clone()
                     };
                     let rate = Rate::new(record.rate);
-                    let mirror = Mirror::new(shared.clone(), name, slot, record, rate);
+                    let mut mirror = Mirror::new(shared.clone(), name, slot, record, rate);
+                    let wishes = self.some_wishes();
+                    self.note(|| format!("v{v} n{n}->n{peer}: created with {wishes:?}"));
+                    mirror.set_wishes(wishes);
                     self.volumes[v].complete.remove(&peer);
                     self.note(|| format!("v{v} n{n}->n{peer}: mirror create"));
                     self.add_driver(&mut host, n, v, peer, mirror);
+                    listen(&host.open);
                 }
                 Err(error) => self.error(n, &format!("mirror create: {error}")),
             }
@@ -520,7 +493,9 @@ impl World {
             self.boot(n);
         }
         for v in 0..self.volumes.len() {
-            self.create(v);
+            for _ in 0..self.volumes[v].shape.mirrors.len() {
+                self.create(v);
+            }
         }
     }
 
@@ -540,6 +515,7 @@ impl World {
             }
         }
         for v in 0..self.volumes.len() {
+            self.create(v);
             let Some(n) = self.master_of(v) else { continue };
             let Some(Host::Master(host)) = self.host(n, v) else {
                 continue;

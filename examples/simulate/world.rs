@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstepfs::fs::FsError;
+use lockstepfs::fs::{Durability, FsError};
 use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
 use lockstepfs::io::{Clock, Timespec};
 use lockstepfs::mirror::follower::{Env, Follower};
@@ -30,6 +30,7 @@ use super::image;
 use super::net::{End, Net};
 use super::node::{Driver, Host, MasterHost, MirrorHost, Node};
 use super::script::{Script, VolumeShape};
+use super::sync::listen;
 use super::tally::Tally;
 
 const CACHE: usize = 4 << 20;
@@ -44,6 +45,8 @@ pub struct VolumeState {
     pub acked: Txid,
     /// Per mirror: the last transaction of which an acknowledgement left it.
     pub durable: BTreeMap<usize, Txid>,
+    /// Per mirror: the last transaction that an application was told to be there.
+    pub promised: BTreeMap<usize, Txid>,
     /// Mirrors that have had all of it since they were created.
     pub complete: BTreeSet<usize>,
     /// Mirrors to which something happened that leads to a comparison or another copy.
@@ -111,6 +114,7 @@ impl World {
             golden: Arc::new(Mutex::new(Golden::new(shape.block_size as usize))),
             acked: Txid(0),
             durable: BTreeMap::new(),
+            promised: BTreeMap::new(),
             complete: BTreeSet::new(),
             excused: BTreeSet::new(),
         });
@@ -262,7 +266,14 @@ impl World {
         let mut unclean = false;
         for (v, host) in hosts {
             let closed = match host {
-                Host::Master(host) => host.open.close(),
+                Host::Master(host) => {
+                    // As the daemon: mirrors that are away are waited for no more, and who still waits hears nothing.
+                    host.syncs.lock().stopping = true;
+                    host.open.shared.gate.stop();
+                    self.answered(v, &host, None);
+                    host.open.shared.journal.on_prepared(None);
+                    host.open.close()
+                }
                 Host::Mirror(mut host) => host.follower.close().map(drop),
                 Host::Closed(_) => Ok(()),
             };
@@ -341,7 +352,11 @@ impl World {
             drivers: BTreeMap::new(),
             commit_at: self.now,
             tick_at: Duration::ZERO,
+            committing: false,
+            syncs: Arc::default(),
         };
+        let gate: Arc<dyn Durability> = host.open.shared.gate.clone();
+        host.open.shared.fs.set_durability(Some(gate));
         for slot in host.open.slots.all() {
             let Some(peer) = self.nodes.iter().position(|node| node.name == slot.peer) else {
                 continue;
@@ -360,6 +375,7 @@ impl World {
             );
             self.add_driver(&mut host, n, v, peer, mirror);
         }
+        listen(&host.open);
         Ok(Host::Master(Box::new(host)))
     }
 
@@ -376,6 +392,9 @@ impl World {
         if faulty {
             // Its disk may have lost what it had been told to flush: from here on nobody can say what each block was.
             volume.acked = volume.acked.min(shared.fork);
+            for promised in volume.promised.values_mut() {
+                *promised = shared.fork.min(*promised);
+            }
             let mut golden = volume.golden.lock();
             golden.end();
             golden.blind = true;
@@ -415,7 +434,7 @@ impl World {
             };
             expected.unsure.remove(&name);
         }
-        files::compare(&shared.fs, &expected, &format!("the master n{n}"))?;
+        files::compare(&shared.fs, &expected, "I3", &format!("the master n{n}"))?;
         drive::sound(
             &shared.journal,
             &format!("the master n{n} of {}", volume.name),
@@ -471,12 +490,7 @@ impl World {
         let name = self.volumes[v].name.clone();
         let (follower, outputs) =
             Follower::open(env, name, facts, volume).map_err(|e| e.to_string())?;
-        let durable = self.volumes[v].durable.get(&n).copied().unwrap_or_default();
-        assert!(
-            follower.durable() >= durable || !follower.is_consistent() || node.faulty,
-            "I3: transaction {durable} of v{v} was acknowledged by n{n}, which came back with {}",
-            follower.applied()
-        );
+        self.keeps_promises(n, v, &follower);
         let mut host = MirrorHost {
             follower,
             call: None,

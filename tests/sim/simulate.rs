@@ -19,10 +19,14 @@ mod image;
 mod net;
 #[path = "../../examples/simulate/node.rs"]
 mod node;
+#[path = "../../examples/simulate/policy.rs"]
+mod policy;
 #[path = "../../examples/simulate/run.rs"]
 pub mod run;
 #[path = "../../examples/simulate/script.rs"]
 pub mod script;
+#[path = "../../examples/simulate/sync.rs"]
+mod sync;
 #[path = "../../examples/simulate/tally.rs"]
 pub mod tally;
 #[path = "../../examples/simulate/verbs.rs"]
