@@ -5,6 +5,8 @@
 //! dirty map of the mirror "heir". Owns that slot, and what becomes of it at a promotion. Invariant: the heir knows of
 //! every block that a transaction after its position, or after its map's `from_txid`, changed.
 
+use std::collections::VecDeque;
+
 use parking_lot::Mutex;
 
 use crate::journal::Journal;
@@ -69,6 +71,7 @@ impl Heir {
                     map_lost: false,
                     todo: None,
                     staged_at: None,
+                    under_way: VecDeque::new(),
                 }),
             },
         })

@@ -3,6 +3,7 @@
 //! Owns the order of steps that makes a power cut at any of them harmless: a generation is durable before its first
 //! commit; what mirrors still need is claimed before the log may be written; the log is empty before the facts say so.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -278,6 +279,7 @@ fn open_slot(
         map_lost,
         todo: None,
         staged_at: None,
+        under_way: VecDeque::new(),
     })
 }
 
@@ -325,6 +327,7 @@ impl OpenMaster {
                 map_lost: false,
                 todo: None,
                 staged_at: None,
+                under_way: VecDeque::new(),
             }),
         });
         self.slots.add(&self.shared.journal, Arc::clone(&slot));

@@ -4,6 +4,7 @@
 //! moves past a transaction only when the mirror acknowledged it, or its dirty map, flushed, covers it. Lock order: the
 //! list of slots, then one slot, then the journal's own locks; nothing here is held while a mirror is waited for.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,6 +12,7 @@ use parking_lot::Mutex;
 use crate::journal::{Journal, JournalError};
 use crate::mirror::MirrorError;
 use crate::mirror::dirty::DirtyMap;
+use crate::mirror::ranges::RangeSet;
 use crate::mirror::shipment::touched;
 use crate::units::{BlockNo, BlockRange, Generation, Txid, planted};
 
@@ -45,6 +47,9 @@ pub struct SlotState {
     pub todo: Option<DirtyMap>,
     /// A staged resync was sent whole, up to this transaction; whether the mirror has switched is not known.
     pub staged_at: Option<Txid>,
+    /// Marked blocks that are on their way, by the number of their frame. What is marked again meanwhile is not among them:
+    /// it is sent again.
+    pub under_way: VecDeque<(u64, RangeSet)>,
 }
 
 impl SlotState {
@@ -88,15 +93,24 @@ impl SlotState {
     /// Records that the mirror's copy may differ in `range`, which is to be sent.
     pub fn mark(&mut self, range: BlockRange) -> Result<(), MirrorError> {
         self.staged_at = None;
+        self.under_way
+            .iter_mut()
+            .for_each(|(_, blocks)| blocks.remove(range));
         if let Some(todo) = &mut self.todo {
             todo.set(range)?;
         }
         Ok(self.map.set(range)?)
     }
 
-    /// The mirror has `range` durably: at home, or in its staging log.
-    pub fn unmark(&mut self, range: BlockRange) -> Result<(), MirrorError> {
-        Ok(self.todo.as_mut().unwrap_or(&mut self.map).clear(range)?)
+    /// The mirror has every frame up to `seq` durably: at home, or in its staging log.
+    pub fn arrived(&mut self, seq: u64) -> Result<(), MirrorError> {
+        while let Some((_, blocks)) = self.under_way.pop_front_if(|(frame, _)| *frame <= seq) {
+            let map = self.todo.as_mut().unwrap_or(&mut self.map);
+            for range in blocks.iter() {
+                map.clear(range)?;
+            }
+        }
+        Ok(())
     }
 
     /// While a resync is staged, what is sent with a transaction is in the staging log only.
@@ -112,14 +126,54 @@ impl SlotState {
         self.todo.as_ref().unwrap_or(&self.map).count()
     }
 
-    /// The first run of blocks to be sent at or after `from`, at most `max` blocks long.
-    pub fn next_marked(
+    /// Up to `max` blocks to be sent, at or after `from`, which go under way with the frame `seq`; and where the next ones are
+    /// to be looked for, if there are any.
+    pub fn send_marked(
         &mut self,
         from: BlockNo,
         max: u64,
-    ) -> Result<Option<BlockRange>, MirrorError> {
+        seq: u64,
+    ) -> Result<(RangeSet, Option<BlockNo>), MirrorError> {
         let map = self.todo.as_mut().unwrap_or(&mut self.map);
-        Ok(map.next_set(from, max)?)
+        let mut chosen = RangeSet::default();
+        let mut count = 0;
+        let mut at = Some(from);
+        while count < max
+            && let Some(begin) = at
+        {
+            let Some(range) = map.next_set(begin, max - count)? else {
+                at = None;
+                break;
+            };
+            at = Some(range.end());
+            count += range.len;
+            chosen.insert(range);
+            for (_, blocks) in &self.under_way {
+                for sent in blocks.within(range) {
+                    chosen.remove(sent);
+                    count -= sent.len;
+                }
+            }
+        }
+        if !chosen.is_empty() {
+            self.under_way.push_back((seq, chosen.clone()));
+        }
+        Ok((chosen, at))
+    }
+
+    /// The frame `seq` was not sent after all.
+    pub fn not_sent(&mut self, seq: u64) {
+        self.under_way.retain(|(frame, _)| *frame < seq);
+    }
+
+    /// Blocks that are to be sent, and are not under way.
+    pub fn unsent(&self) -> u64 {
+        let under_way: u64 = self
+            .under_way
+            .iter()
+            .map(|(_, blocks)| blocks.count())
+            .sum();
+        self.left().saturating_sub(under_way)
     }
 
     /// A staged resync begins: everything in the map is to be sent. `todo` is an empty map.

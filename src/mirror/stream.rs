@@ -116,7 +116,6 @@ pub struct Counters {
 struct InFlight {
     seq: u64,
     bytes: u64,
-    clears: Vec<BlockRange>,
     at: Duration,
 }
 
@@ -226,6 +225,7 @@ impl Stream {
         self.void = false;
         self.in_flight.clear();
         self.in_flight_bytes = 0;
+        self.slot.state.lock().under_way.clear();
         self.passed_blocks = match phase {
             // Not known without counting; the rest of the volume bounds what is left.
             Phase::Copy {
@@ -347,9 +347,6 @@ impl Stream {
         }
         self.cracks = state.cracks;
         self.sent = state.position;
-        for frame in &mut self.in_flight {
-            frame.clears.clear();
-        }
         drop(state);
         match self.phase {
             Phase::Draining { .. } => {
@@ -365,13 +362,12 @@ impl Stream {
         true
     }
 
-    fn next_seq(&mut self, bytes: u64, clears: Vec<BlockRange>) -> u64 {
+    fn next_seq(&mut self, bytes: u64) -> u64 {
         self.seq += 1;
         self.in_flight_bytes += bytes;
         self.in_flight.push_back(InFlight {
             seq: self.seq,
             bytes,
-            clears,
             at: self.now,
         });
         self.seq
@@ -398,12 +394,8 @@ impl Stream {
             self.in_flight_bytes -= frame.bytes;
             let took = now.saturating_sub(frame.at);
             self.round_trip.add(took.as_micros() as u64);
-            if current {
-                for range in frame.clears {
-                    state.unmark(range)?;
-                }
-            }
         }
+        state.arrived(seq)?;
         if current {
             state.acked = state.acked.max(txid);
         }
@@ -496,7 +488,7 @@ impl Stream {
             self.sending = Some(sending);
             return Ok(Some((Message::TxnBlocks { blocks }, payload)));
         }
-        let seq = self.next_seq(sending.bytes, Vec::new());
+        let seq = self.next_seq(sending.bytes);
         self.counters.bytes_sequenced += sending.bytes;
         self.counters.transactions += 1;
         self.mismatches = 0;
@@ -752,7 +744,7 @@ impl Stream {
             self.log_lost();
             return Ok(None);
         };
-        let seq = self.next_seq(0, Vec::new());
+        let seq = self.next_seq(0);
         self.phase = Phase::Ending { seq };
         {
             let mut state = self.slot.state.lock();

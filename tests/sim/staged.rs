@@ -173,3 +173,42 @@ fn a_crack_at_any_step_of_a_resync_is_made_good_on_the_same_link() {
         );
     }
 }
+
+#[test]
+fn what_changes_while_it_is_under_way_is_sent_again_and_nothing_else_is() {
+    for steps in 0..32 {
+        let mut world = cracked(47);
+        let shared = world.master.as_ref().unwrap().shared.clone();
+        let ino = shared.fs.lookup(ROOT, b"f").unwrap().ino;
+        let overwrite = |at: u64, with: u8| {
+            shared.fs.write(ino, at, &vec![with; MIB / 4]).unwrap();
+            shared.fs.sync().unwrap();
+        };
+        let before = bulk(&world);
+        // Nothing of the pass is acknowledged while what is behind its cursor is marked again.
+        world.mute = true;
+        while bulk(&world) < before + 5 * MIB as u64 {
+            world.step();
+        }
+        overwrite(0, 3);
+        let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+        let last = shared.journal.last_committed();
+        slot.state
+            .lock()
+            .crack(&shared.journal, slot.id, shared.generation, last)
+            .unwrap();
+        for _ in 0..steps {
+            world.step();
+        }
+        overwrite(9 * MIB as u64, 4);
+        for _ in 0..4 {
+            world.step();
+        }
+        world.mute = false;
+        while world.hear() {}
+        world.settle();
+        world.assert_equal();
+        let sent = bulk(&world) - before;
+        assert!(sent < 13 * MIB as u64, "{steps} steps: {sent} bytes");
+    }
+}

@@ -617,15 +617,23 @@ impl World {
         {
             follower.tick().unwrap();
         }
-        if !self.mute
-            && let Some((message, payload)) = self.to_master.pop_front()
-            && let Some(mirror) = &mut self.mirror
-        {
-            moved = true;
-            let actions = mirror.frame(message, payload, now);
-            self.act(actions);
+        if !self.mute {
+            moved |= self.hear();
         }
         moved
+    }
+
+    /// The master takes one frame of the mirror, if there is one.
+    pub fn hear(&mut self) -> bool {
+        let now = self.now();
+        if let Some((message, payload)) = self.to_master.pop_front()
+            && let Some(mirror) = &mut self.mirror
+        {
+            let actions = mirror.frame(message, payload, now);
+            self.act(actions);
+            return true;
+        }
+        false
     }
 
     /// What a follower did, or that it can not go on: it says why, and hangs up.

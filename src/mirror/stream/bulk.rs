@@ -9,20 +9,16 @@ use crate::mirror::shipment::touched;
 use crate::units::{BlockNo, BlockRange};
 use crate::wire::message::{Message, Range};
 
-/// What one frame of a copy is about.
-struct Chunk {
-    /// Allocated blocks: they are read and sent.
-    blocks: Vec<BlockRange>,
-    /// Blocks that are unmarked when the frame is acknowledged.
-    clears: Vec<BlockRange>,
-    /// Where the cursor is behind them.
-    end: BlockNo,
-}
-
 impl Stream {
     pub(super) fn bulk(&mut self, now: Duration) -> Result<Option<Frame>, MirrorError> {
         match self.phase {
-            Phase::Copy { cursor, first } => self.copy_step(cursor, first, now).map(Some),
+            Phase::Copy { cursor, first } => {
+                let frame = self.copy_step(cursor, first, now);
+                if frame.is_err() {
+                    self.slot.state.lock().not_sent(self.seq + 1);
+                }
+                frame.map(Some)
+            }
             Phase::Compare { cursor } => self.compare_step(cursor),
             Phase::Sequencing => self.verify_step(now),
             Phase::Draining { .. } | Phase::Ending { .. } => Ok(None),
@@ -37,19 +33,8 @@ impl Stream {
     ) -> Result<Frame, MirrorError> {
         let block_size = self.block_size();
         let room = (BULK_BYTES / block_size).max(1);
-        let Chunk {
-            blocks,
-            clears,
-            end,
-        } = match first {
-            true => {
-                let (blocks, end) = self.allocated_from(cursor, room)?;
-                Chunk {
-                    blocks,
-                    clears: Vec::new(),
-                    end,
-                }
-            }
+        let (blocks, end) = match first {
+            true => self.allocated_from(cursor, room)?,
             false => self.marked_from(cursor, room)?,
         };
         // The cursor passes the chunk here, before it is read.
@@ -78,7 +63,7 @@ impl Stream {
         let bytes = payload.len() as u64;
         self.counters.bytes_bulk += bytes;
         self.rate.spend(now, bytes);
-        let seq = self.next_seq(bytes, clears);
+        let seq = self.next_seq(bytes);
         let bulk = Message::Bulk {
             seq,
             data,
@@ -103,14 +88,7 @@ impl Stream {
 
     /// A pass is over: another one when the map has bits that are not under way, else the copy ends.
     pub(super) fn pass_ended(&mut self) {
-        let under_way: u64 = self
-            .in_flight
-            .iter()
-            .flat_map(|frame| &frame.clears)
-            .map(|range| range.len)
-            .sum();
-        let marked = self.slot.state.lock().left();
-        self.phase = match marked > under_way {
+        self.phase = match self.slot.state.lock().unsent() > 0 {
             true => Phase::Copy {
                 cursor: BlockNo(0),
                 first: false,
@@ -154,30 +132,19 @@ impl Stream {
         Ok(set.iter().collect())
     }
 
-    /// Up to `room` marked blocks from `cursor` on.
-    fn marked_from(&self, cursor: BlockNo, room: u64) -> Result<Chunk, MirrorError> {
-        let total = self.volume.blocks_count();
-        let mut marked = Vec::new();
-        let mut count = 0;
-        let mut at = cursor;
-        {
+    /// Those of up to `room` marked blocks from `cursor` on that are allocated, and where the cursor is behind them. They go
+    /// under way with the next frame.
+    fn marked_from(
+        &self,
+        cursor: BlockNo,
+        room: u64,
+    ) -> Result<(Vec<BlockRange>, BlockNo), MirrorError> {
+        let (marked, next) = {
             let mut state = self.slot.state.lock();
-            while count < room {
-                match state.next_marked(at, room - count)? {
-                    Some(range) => {
-                        count += range.len;
-                        at = range.end();
-                        marked.push(range);
-                    }
-                    None => {
-                        at = BlockNo(total);
-                        break;
-                    }
-                }
-            }
-        }
+            state.send_marked(cursor, room, self.seq + 1)?
+        };
         let mut wanted = Vec::new();
-        for range in crate::units::coalesce(marked.clone()) {
+        for range in marked.iter() {
             let mut from = range.start;
             while from < range.end() {
                 let span = BlockRange::new(from, SPAN_BLOCKS.min(range.end().0 - from.0));
@@ -185,11 +152,7 @@ impl Stream {
                 from = span.end();
             }
         }
-        Ok(Chunk {
-            blocks: wanted,
-            clears: marked,
-            end: at,
-        })
+        Ok((wanted, next.unwrap_or(BlockNo(self.volume.blocks_count()))))
     }
 
     pub(super) fn compare_step(&mut self, cursor: BlockNo) -> Result<Option<Frame>, MirrorError> {
