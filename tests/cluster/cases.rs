@@ -67,6 +67,12 @@ fn half_a_repair_is_promoted_by_force_and_repaired() {
     cluster.insync();
     cluster.alpha.ok(&["mirror", "pause", VOLUME, "beta"]);
     fill(&cluster, 100);
+    // Their inodes lie before what is copied by then, their blocks behind it.
+    for n in 0..40 {
+        let dir = cluster.alpha.path(format!("new-{n}"));
+        std::fs::create_dir(&dir).unwrap();
+        write_durably(&dir.join("file"), b"new");
+    }
     let bulk = cluster.bytes_bulk();
     cluster
         .alpha
@@ -220,10 +226,18 @@ fn several_parts_change_roles() {
     writer.wait_for(60, Duration::from_secs(60));
     let kept = writer.stop();
     cluster.settle();
+    // What the old master has alone lies in all of its parts.
+    cluster.hosts.as_ref().unwrap().cut().unwrap();
+    cluster.alpha.wait(VOLUME, "beta", "LINKDOWN", 30);
+    for at in (0..110 << 20).step_by(10 << 20) {
+        let (name, bytes) = ("large", vec![7; 100_000]);
+        write_at(&cluster.alpha.mnt(), &Written { name, at, bytes });
+    }
     let writer = Writer::start(cluster.alpha.path("loose"), 2);
     writer.wait_for(60, Duration::from_secs(60));
     cluster.alpha.kill();
     drop(writer.killed());
+    cluster.hosts.as_ref().unwrap().mend().unwrap();
     promote(&cluster.beta, &[]);
     kept.assert_kept(&cluster.beta.path("kept"));
     cluster.alpha.start();

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use lockstepfs::fs::New;
+use lockstepfs::io::Disk;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::mirror::master::Request;
+use lockstepfs::mirror::open::OpenMaster;
 use lockstepfs::units::{Ino, Txid};
 use lockstepfs::volume::facts::FactStore;
 use lockstepfs::wire::message::{Message, Mode};
@@ -34,14 +36,6 @@ fn mirrored(seed: u64) -> World {
     world
 }
 
-/// The mirror is made no more, and its copy kept.
-fn delete_mirror(world: &mut World) {
-    world.cut_link();
-    world.request(Request::Delete);
-    let slot = Arc::clone(world.mirror.take().unwrap().slot());
-    world.master.as_ref().unwrap().remove_mirror(&slot).unwrap();
-}
-
 /// Comes into sync, and neither copied nor compared anything since the first copy.
 fn only_replays(world: &mut World) {
     world.settle();
@@ -55,25 +49,52 @@ fn only_replays(world: &mut World) {
     );
 }
 
-#[test]
-fn a_mirror_whose_facts_can_not_be_saved_after_recovery_keeps_the_name_of_its_state() {
-    for saves in 0..3 {
-        let mut world = mirrored(70);
+/// The mirror is made no more, and its copy kept.
+fn delete_mirror(world: &mut World) {
+    world.cut_link();
+    world.request(Request::Delete);
+    let slot = Arc::clone(world.mirror.take().unwrap().slot());
+    world.master.as_ref().unwrap().remove_mirror(&slot).unwrap();
+}
+
+/// A mirror that has a transaction of which its facts do not know yet.
+fn ahead_of_its_facts(seed: u64) -> World {
+    for seed in seed..seed + 50 {
+        let mut world = mirrored(seed);
         world.check_now();
         file(&world, "second");
         world.settle();
+        let durable = world.follower.as_ref().unwrap().durable();
+        if world.mirror_facts.load().unwrap().applied < durable {
+            return world;
+        }
+    }
+    panic!("the facts always knew");
+}
+
+/// That mirror loses its power after `ending`. It comes back under the name of what it has.
+fn facts_can_not_be_saved(seed: u64, ending: impl Fn(&mut World, u32)) {
+    for saves in 0..3 {
+        let mut world = ahead_of_its_facts(seed);
+        ending(&mut world, saves);
         world.crash_mirror();
-        // The log is home by the time at which this fails, or not.
-        world.mirror_facts.fail_saves_after(saves);
-        let opened = world.try_start_mirror();
-        assert!(opened.is_err() || saves == 2, "{saves} saves");
-        world.follower = None;
         world.mirror_facts.fail_saves(false);
         // Looks whether all that was acknowledged is there.
         world.start_mirror();
         world.check_now();
         only_replays(&mut world);
     }
+}
+
+#[test]
+fn a_mirror_whose_facts_can_not_be_saved_after_recovery_keeps_the_name_of_its_state() {
+    facts_can_not_be_saved(70, |world, saves| {
+        world.crash_mirror();
+        // The log is home by the time at which this fails, or not.
+        world.mirror_facts.fail_saves_after(saves);
+        let opened = world.try_start_mirror();
+        assert!(opened.is_err() || saves == 2, "{saves} saves");
+    });
 }
 
 #[test]
@@ -97,68 +118,69 @@ fn a_mirror_that_brought_home_what_it_could_not_note_keeps_the_name_of_its_state
 
 #[test]
 fn a_mirror_whose_facts_can_not_be_saved_when_it_closes_keeps_the_name_of_its_state() {
-    for saves in 0..3 {
-        let mut world = mirrored(71);
-        file(&world, "second");
-        world.settle();
+    facts_can_not_be_saved(71, |world, saves| {
         world.mirror_facts.fail_saves_after(saves);
         let closed = world.follower.as_mut().unwrap().close();
         assert!(closed.is_err() || saves > 1, "{saves} saves");
-        world.crash_mirror();
-        world.mirror_facts.fail_saves(false);
-        world.start_mirror();
-        world.check_now();
-        only_replays(&mut world);
-    }
+    });
 }
 
-#[test]
-fn a_master_without_mirrors_whose_closing_is_cut_does_not_go_back_in_its_history() {
-    for saves in 0..4 {
-        let mut world = mirrored(72);
-        file(&world, "second");
-        world.settle();
-        world.cut_link();
-        world.request(Request::Delete);
-        let slot = Arc::clone(world.mirror.take().unwrap().slot());
-        let master = world.master.clone().unwrap();
-        master.remove_mirror(&slot).unwrap();
-        let had = master.shared.journal.last_committed();
-        world.master_facts.fail_saves_after(saves);
-        let closed = master.close();
-        assert!(closed.is_err() || saves > 1, "{saves} saves");
-        drop((master, slot));
-        world.crash_master();
-        world.master_facts.fail_saves(false);
-        world.start_master();
-        let fork = world.master.as_ref().unwrap().shared.fork;
-        assert!(fork >= had, "{saves} saves: {had} became {fork}");
-        // The copy that was kept is of this history.
-        world.cut = false;
-        world.create_mirror();
-        world.settle();
-        world.assert_equal();
-    }
-}
-
-#[test]
-fn a_master_without_mirrors_that_loses_power_knows_what_a_former_mirror_has() {
-    let mut world = mirrored(73);
+/// A master whose only mirror was deleted; the last transaction that the copy there may have.
+fn without_mirrors(seed: u64) -> (World, OpenMaster, Txid) {
+    let mut world = mirrored(seed);
     file(&world, "second");
     world.settle();
     delete_mirror(&mut world);
     let master = world.master.clone().unwrap();
     let had = master.shared.journal.last_committed();
-    // Everything goes home: the log does not say any more what there was.
-    while !master.shared.journal.checkpoint(1 << 20).unwrap().done {}
-    drop(master);
-    world.crash_master();
-    world.start_master();
-    assert!(world.master.as_ref().unwrap().shared.fork >= had);
+    (world, master, had)
+}
+
+/// The copy that was kept is of this master's history.
+fn made_again(world: &mut World, had: Txid) {
+    let fork = world.master.as_ref().unwrap().shared.fork;
+    assert!(fork >= had, "{had} became {fork}");
     world.cut = false;
     world.create_mirror();
     world.settle();
     world.assert_equal();
+}
+
+#[test]
+fn a_master_without_mirrors_whose_closing_is_cut_does_not_go_back_in_its_history() {
+    for saves in 0..4 {
+        let (mut world, master, had) = without_mirrors(72);
+        world.master_facts.fail_saves_after(saves);
+        let closed = master.close();
+        assert!(closed.is_err() || saves > 1, "{saves} saves");
+        drop(master);
+        world.crash_master();
+        world.master_facts.fail_saves(false);
+        world.start_master();
+        made_again(&mut world, had);
+    }
+}
+
+#[test]
+fn a_master_without_mirrors_that_loses_power_knows_what_a_former_mirror_has() {
+    for readable in [true, false] {
+        let (mut world, master, had) = without_mirrors(73);
+        // Everything goes home: the log does not say any more what there was, but to who reads it from the mirror tail on.
+        while !master.shared.journal.checkpoint(1 << 20).unwrap().done {}
+        master.shared.volume.flush().unwrap();
+        let first = master.shared.log[0].start.0 + 1;
+        drop(master);
+        world.crash_master();
+        if !readable {
+            world
+                .master_disk
+                .write_at(&[0x5a; 8192], first * 4096)
+                .unwrap();
+            world.master_disk.flush().unwrap();
+        }
+        world.start_master();
+        made_again(&mut world, had);
+    }
 }
 
 #[test]
@@ -284,6 +306,16 @@ fn follower_at(master: &Option<lockstepfs::mirror::open::OpenMaster>) -> u64 {
 fn a_mirror_made_again_that_cracks_while_it_catches_up_gets_what_it_lacks() {
     for cracks in [false, true] {
         let mut world = mirrored(79);
+        let large = world.fs().create(
+            ROOT,
+            b"large",
+            &New {
+                mode: 0o100644,
+                ..New::default()
+            },
+        );
+        let large = large.unwrap().ino;
+        world.settle();
         // Another mirror, of which nothing is heard, keeps the log.
         let master = world.master.clone().unwrap();
         master.add_mirror("c", None).unwrap();
@@ -292,15 +324,13 @@ fn a_mirror_made_again_that_cracks_while_it_catches_up_gets_what_it_lacks() {
         world.cut = false;
         world.create_mirror();
         world.until(State::InSync);
-        if cracks {
-            let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
-            let journal = &master.shared.journal;
-            let mut state = slot.state.lock();
-            let generation = master.shared.generation;
-            state
-                .crack(journal, slot.id, generation, journal.last_committed())
-                .unwrap();
+        let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+        // Of what it lacks, nothing was sent yet; now the log has no room for it any more.
+        for n in 0..if cracks { 12 } else { 0 } {
+            world.fs().write(large, 0, &vec![n; 1 << 20]).unwrap();
+            world.fs().sync().unwrap();
         }
+        assert_eq!(slot.state.lock().cracks > 0, cracks);
         world.step();
         world.settle();
         world.assert_equal();
