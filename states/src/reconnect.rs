@@ -302,7 +302,7 @@ pub struct Outcome {
     pub decision: Decision,
     /// The rule that decided.
     pub rule: Rule,
-    /// The mirror's transactions after this txid were never confirmed, and the master does not have them: the mirror
+    /// The mirror's transactions after this txid were never confirmed, and the master does not have them, or may not: the mirror
     /// erases them, durably, before anything else; by [`fate`], after keeping them aside.
     pub drop_unconfirmed_after: Option<u64>,
 }
@@ -424,10 +424,18 @@ pub fn decide(master: &Master<'_>, mirror: &Mirror<'_>, chain: Option<Chain>) ->
         };
         return outcome(Rule::FirstCopy, Decision::Replicate { from });
     }
+    // Whoever changed the master's volume may have ended its log earlier: what was not confirmed may be in no state of it.
+    let firm = mirror.confirmed.max(mirror.applied);
+    let doubtful = master.changed_outside && !mirror.may_rejoin && firm < position;
+    let drop_unconfirmed_after = match past_fork && !kept_aside {
+        _ if doubtful => Some(firm),
+        true => Some(position),
+        false => None,
+    };
     let outcome = |rule, decision| Outcome {
         decision,
         rule,
-        drop_unconfirmed_after: (past_fork && !kept_aside).then_some(position),
+        drop_unconfirmed_after,
     };
 
     // 5. Blocks of a state that the master no longer has are home, and nobody recorded which: the copy was to become

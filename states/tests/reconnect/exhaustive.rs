@@ -89,7 +89,7 @@ fn check(case: &Case<'_>) {
     }
     if let Some(after) = outcome.drop_unconfirmed_after {
         // Nothing is dropped that anybody has seen, and what is left is of the master's history.
-        assert!(past_fork && !mirror.may_rejoin, "{}", context());
+        assert!(!mirror.may_rejoin, "{}", context());
         assert!(
             after >= mirror.confirmed.max(mirror.applied),
             "{}",
@@ -100,7 +100,11 @@ fn check(case: &Case<'_>) {
             "{}",
             context()
         );
-        assert_eq!(Some(after), shared, "{}", context());
+        let expected = match master.changed_outside {
+            true => Some(mirror.confirmed.max(mirror.applied)).min(shared),
+            false => shared.filter(|_| past_fork),
+        };
+        assert_eq!(Some(after), expected, "{}", context());
         // Who sent it did not commit it, or it is not erased without a trace.
         let sender = mirror.history.last().map(|l| l.generation);
         let later = master.history.iter().rev();
@@ -120,9 +124,11 @@ fn check(case: &Case<'_>) {
         Decision::OutOfSync { .. } | Decision::InSyncByReplay { .. }
     );
     let dropped = outcome.drop_unconfirmed_after.is_some();
+    let unconfirmed = mirror.confirmed.max(mirror.applied) < mirror.durable;
+    let doubtful = master.changed_outside && unconfirmed;
     assert_eq!(
         dropped,
-        kept && past_fork && !mirror.may_rejoin,
+        kept && (past_fork || doubtful) && !mirror.may_rejoin,
         "{}",
         context()
     );

@@ -83,6 +83,25 @@ fn a_master_that_lost_power_has_its_mirrors_unconfirmed_suffix_dropped() {
 }
 
 #[test]
+fn an_unconfirmed_suffix_is_not_shown_once_somebody_else_had_the_masters_volume() {
+    // Which of 100 to 102 the master's log still had when it was replayed, nobody knows.
+    let history = [A, upon(0xb, 1000)];
+    let of = Master {
+        changed_outside: true,
+        ..master(&history, 1000)
+    };
+    let ahead = Mirror {
+        applied: 99,
+        confirmed: 99,
+        ..mirror(&[A], 102)
+    };
+    let outcome = decide(&of, &ahead, None);
+    let by = Repair::ByChecksum;
+    assert_eq!(outcome.decision, Decision::OutOfSync { by });
+    assert_eq!(outcome.drop_unconfirmed_after, Some(99));
+}
+
+#[test]
 fn an_unconfirmed_suffix_is_erased_for_its_own_sender_and_kept_aside_for_anybody_else() {
     let sent = [A, upon(0xb, 50)];
     let reopened = [A, upon(0xb, 50), upon(0xc, 100)];
