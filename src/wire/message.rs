@@ -134,6 +134,10 @@ pub struct MasterStatus {
     pub bytes_bulk: u64,
     /// Sequenced bytes sent since the master's node started.
     pub bytes_sequenced: u64,
+    /// What goes over the line now, bytes a second.
+    pub rate: u64,
+    /// Seconds until `bytes_to_go` is done at this rate, where there is one.
+    pub eta_s: Option<u64>,
     /// The lowest transaction that every mirror of the volume has: the log is kept from here on, for whoever is promoted.
     pub floor: u64,
     /// Every node that has a part in the volume, the master among them.

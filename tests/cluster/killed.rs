@@ -142,6 +142,14 @@ fn a_first_copy_that_was_killed_goes_on() {
     let far =
         crate::testkit::wait_until(Duration::from_secs(30), || cluster.bytes_bulk() > 60 << 20);
     assert!(far, "{}", cluster.alpha.ok(&["status"]));
+    // Both sides know how fast it goes, and for how long.
+    for node in [&cluster.alpha, &cluster.beta] {
+        let known = crate::testkit::wait_until(Duration::from_secs(2), || {
+            let seen = &node.volume(VOLUME)["mirrors"][0];
+            seen["rate"].as_u64() > Some(0) && seen["eta_s"].is_u64()
+        });
+        assert!(known, "{}", node.ok(&["status", "--json"]));
+    }
     cluster.beta.kill();
     let at_kill = cluster.bytes_bulk();
     cluster.beta.start();

@@ -167,6 +167,8 @@ impl Mirror {
             buffer_size: stats.size_blocks * block_size,
             bytes_bulk: status.bytes_bulk,
             bytes_sequenced: status.bytes_sequenced,
+            rate: status.rate,
+            eta_s: status.eta_s,
             floor: floor::lowest(&self.shared.slots).0,
             members: self.shared.members.lock().clone(),
         }
