@@ -75,6 +75,11 @@ impl World {
     // ---- the master's side ----
 
     fn master_step(&mut self, n: usize, v: usize, host: &mut MasterHost) {
+        if !host.committing
+            && let Err(error) = self.let_in(v, host)
+        {
+            self.cut_short(n, v, &error);
+        }
         if host.commit_at <= self.now && !host.committing {
             host.commit_at = match host.open.shared.fs.commit_step(self.now) {
                 Ok(step) => step.next,
@@ -265,7 +270,7 @@ impl World {
                         driver.was_insync = true;
                     }
                 }
-                Action::Noted { .. } => {}
+                Action::Noted { .. } => self.tally.check("limit that tripped", 1),
                 Action::Forgotten => {
                     if let Some(id) = driver.conn.take() {
                         self.net.close(id, End::Master);

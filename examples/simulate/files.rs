@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstepfs::fs::{FallocMode, Fs, FsError, New, RenameFlags, SetAttr};
 use lockstepfs::io::sim::SimRandom;
@@ -14,6 +15,7 @@ use lockstepfs::units::{Ino, Txid};
 use parking_lot::Mutex;
 
 use super::golden::{Files, Golden, Snapshot};
+use super::policy::Door;
 
 const ROOT: Ino = Ino(2);
 const DIRS: u64 = 3;
@@ -83,6 +85,22 @@ pub struct Work<'a> {
     pub random: &'a SimRandom,
     /// Bytes that may be in use.
     pub room: u64,
+    pub door: &'a Door,
+    pub now: Duration,
+}
+
+/// A change that has begun and has not been let in: who throttles says when it goes on.
+#[derive(Debug)]
+pub struct Writing {
+    path: String,
+    ino: Ino,
+    /// What is still to be written, and where; or what is to be done with a range.
+    at: u64,
+    left: Vec<u8>,
+    range: Option<(FallocMode, u64)>,
+    contents: Arc<Vec<u8>>,
+    /// It has been held back since then.
+    pub since: Option<Duration>,
 }
 
 impl Work<'_> {
@@ -112,20 +130,72 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// One random operation.
-    pub fn step(&self) -> Result<(), FsError> {
+    /// Goes on with a change, as far as it is let in. What is left of it, if anything is.
+    pub fn go_on(&self, mut writing: Writing) -> Result<Option<Writing>, FsError> {
+        loop {
+            let len = writing.left.len() as u64;
+            let waited = writing.since.map(|since| self.now - since);
+            if !self.door.asks(self.fs, len, waited) {
+                writing.since.get_or_insert(self.now);
+                return Ok(Some(writing));
+            }
+            writing.since = None;
+            let (ino, at) = (writing.ino, writing.at);
+            let done = match writing.range {
+                Some((mode, len)) => self.fs.fallocate(ino, mode, at, len).map(|()| 0),
+                None => self.fs.write(ino, at, &writing.left),
+            };
+            self.door.leaves();
+            let n = done?;
+            assert!(n > 0 || len == 0, "a write of nothing");
+            writing.at += n as u64;
+            writing.left.drain(..n);
+            if writing.left.is_empty() {
+                break;
+            }
+        }
+        let mut golden = self.golden.lock();
+        let now = golden.files();
+        now.unsure.remove(&writing.path);
+        now.files.insert(writing.path, writing.contents);
+        Ok(None)
+    }
+
+    /// Begins a change of one file, which `open` finds or makes.
+    fn begin(
+        &self,
+        path: &str,
+        open: impl FnOnce() -> Result<Ino, FsError>,
+        (at, left): (u64, Vec<u8>),
+        range: Option<(FallocMode, u64)>,
+        contents: Vec<u8>,
+    ) -> Result<Option<Writing>, FsError> {
+        self.golden.lock().files().unsure.insert(path.to_string());
+        self.go_on(Writing {
+            path: path.to_string(),
+            ino: open()?,
+            at,
+            left,
+            range,
+            contents: Arc::new(contents),
+            since: None,
+        })
+    }
+
+    /// One random operation; what is left of it when it is held back.
+    pub fn step(&self) -> Result<Option<Writing>, FsError> {
         let path = some_path(self.random);
         if self.golden.lock().files().unsure.contains(&path) {
-            return Ok(());
+            return Ok(None);
         }
         let old = self.contents(&path);
         match (self.random.below(12), old) {
             (0..=4, old) => self.rewrite(&path, old.is_some()),
             (5..=7, Some(old)) => self.overwrite(&path, &old),
-            (8, Some(_)) => self.unlink(&path),
-            (9, Some(old)) => self.rename(&path, &old),
+            (8, Some(_)) => self.unlink(&path).map(|()| None),
+            (9, Some(old)) => self.rename(&path, &old).map(|()| None),
             (10, Some(old)) => self.fallocate(&path, &old),
-            (11, Some(old)) => self.truncate(&path, &old),
+            (11, Some(old)) => self.truncate(&path, &old).map(|()| None),
             (_, _) => self.rewrite(&path, false),
         }
     }
@@ -135,7 +205,7 @@ impl Work<'_> {
         used(&self.golden.lock().files().files, block_size) + bytes <= self.room
     }
 
-    fn rewrite(&self, path: &str, exists: bool) -> Result<(), FsError> {
+    fn rewrite(&self, path: &str, exists: bool) -> Result<Option<Writing>, FsError> {
         let random = self.random;
         let most = self.room / 4;
         let len = match random.below(4) {
@@ -146,48 +216,40 @@ impl Work<'_> {
         }
         .min(most);
         if !self.room_for(len) {
-            return match exists {
-                true => self.unlink(path),
-                false => Ok(()),
-            };
+            if exists {
+                self.unlink(path)?;
+            }
+            return Ok(None);
         }
         let contents = bytes_of(random, len);
         let (dir, name) = parent(self.fs, path)?;
-        let operation = || {
-            let ino = match exists {
-                true => {
-                    let ino = self.fs.lookup(dir, &name)?.ino;
-                    let empty = SetAttr {
-                        size: Some(0),
-                        ..SetAttr::default()
-                    };
-                    self.fs.setattr(ino, &empty)?;
-                    ino
-                }
-                false => self.fs.create(dir, &name, &new_file())?.ino,
-            };
-            write(self.fs, ino, 0, &contents)
+        let open = || match exists {
+            true => {
+                let ino = self.fs.lookup(dir, &name)?.ino;
+                let empty = SetAttr {
+                    size: Some(0),
+                    ..SetAttr::default()
+                };
+                self.fs.setattr(ino, &empty)?;
+                Ok(ino)
+            }
+            false => Ok(self.fs.create(dir, &name, &new_file())?.ino),
         };
-        self.change(&[path], operation, |files| {
-            files.insert(path.to_string(), Arc::new(contents.clone()));
-        })
+        self.begin(path, open, (0, contents.clone()), None, contents)
     }
 
-    fn overwrite(&self, path: &str, old: &[u8]) -> Result<(), FsError> {
+    fn overwrite(&self, path: &str, old: &[u8]) -> Result<Option<Writing>, FsError> {
         let at = self.random.below(old.len() as u64 + 1);
         let bytes = bytes_of(self.random, self.random.below(60_000) + 1);
         if !self.room_for(bytes.len() as u64) {
-            return Ok(());
+            return Ok(None);
         }
         let ino = find(self.fs, path)?;
         let mut contents = old.to_vec();
         let end = at as usize + bytes.len();
         contents.resize(contents.len().max(end), 0);
         contents[at as usize..end].copy_from_slice(&bytes);
-        let operation = || write(self.fs, ino, at, &bytes);
-        self.change(&[path], operation, |files| {
-            files.insert(path.to_string(), Arc::new(contents));
-        })
+        self.begin(path, || Ok(ino), (at, bytes), None, contents)
     }
 
     fn unlink(&self, path: &str) -> Result<(), FsError> {
@@ -218,7 +280,7 @@ impl Work<'_> {
         )
     }
 
-    fn fallocate(&self, path: &str, old: &[u8]) -> Result<(), FsError> {
+    fn fallocate(&self, path: &str, old: &[u8]) -> Result<Option<Writing>, FsError> {
         let random = self.random;
         let (at, len) = (random.below(old.len() as u64 + 1), random.below(90_000) + 1);
         let (mode, grows) = match random.below(3) {
@@ -227,7 +289,7 @@ impl Work<'_> {
             _ => (FallocMode::Allocate { keep_size: false }, true),
         };
         if !self.room_for(len) {
-            return Ok(());
+            return Ok(None);
         }
         let ino = find(self.fs, path)?;
         let mut contents = old.to_vec();
@@ -239,10 +301,8 @@ impl Work<'_> {
             let end = end.min(contents.len());
             contents[at as usize..end].fill(0);
         }
-        let operation = || self.fs.fallocate(ino, mode, at, len);
-        self.change(&[path], operation, |files| {
-            files.insert(path.to_string(), Arc::new(contents));
-        })
+        let range = Some((mode, len));
+        self.begin(path, || Ok(ino), (at, Vec::new()), range, contents)
     }
 
     fn truncate(&self, path: &str, old: &[u8]) -> Result<(), FsError> {
@@ -262,31 +322,21 @@ impl Work<'_> {
             files.insert(path.to_string(), Arc::new(contents));
         })
     }
-
-    /// fsync of one file, or a sync of everything: what was there before is acknowledged with the transaction that is
-    /// returned.
-    pub fn sync(&self) -> Result<Txid, FsError> {
-        let path = {
-            let mut golden = self.golden.lock();
-            let files = &golden.files().files;
-            let at = self.random.below(files.len() as u64 * 2 + 1) as usize;
-            files.keys().nth(at).cloned()
-        };
-        match path.and_then(|path| find(self.fs, &path).ok()) {
-            Some(ino) => self.fs.fsync(ino, self.random.chance(50)),
-            None => self.fs.sync(),
-        }
-    }
 }
 
-fn write(fs: &Fs, ino: Ino, mut at: u64, mut bytes: &[u8]) -> Result<(), FsError> {
-    while !bytes.is_empty() {
-        let n = fs.write(ino, at, bytes)?;
-        assert!(n > 0, "a write of nothing");
-        at += n as u64;
-        bytes = &bytes[n..];
+/// fsync of one file, or a sync of everything: what was there before is acknowledged with the transaction that is
+/// returned.
+pub fn sync(fs: &Fs, golden: &Mutex<Golden>, random: &SimRandom) -> Result<Txid, FsError> {
+    let path = {
+        let mut golden = golden.lock();
+        let files = &golden.files().files;
+        let at = random.below(files.len() as u64 * 2 + 1) as usize;
+        files.keys().nth(at).cloned()
+    };
+    match path.and_then(|path| find(fs, &path).ok()) {
+        Some(ino) => fs.fsync(ino, random.chance(50)),
+        None => fs.sync(),
     }
-    Ok(())
 }
 
 /// The contents of one file; none when it is not there.

@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 use states::State;
 
 use super::device::{Home, Power};
+use super::files::Writing;
 use super::net::ConnId;
+use super::policy::Door;
 use super::sync::Syncs;
 
 pub struct Node {
@@ -60,6 +62,9 @@ pub struct MasterHost {
     pub committing: bool,
     /// Who waits for mirrors.
     pub syncs: Arc<Mutex<Syncs>>,
+    /// Who throttles, and whom it holds back.
+    pub door: Arc<Door>,
+    pub writing: Option<Writing>,
 }
 
 /// What was sent since a copy or a repair began.

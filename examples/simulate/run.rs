@@ -76,7 +76,7 @@ fn settled(world: &mut World) -> bool {
         };
         let shared = host.open.shared.clone();
         let at = shared.journal.last_committed();
-        let nobody_waits = host.syncs.lock().waiting.is_empty();
+        let nobody_waits = host.syncs.lock().waiting.is_empty() && host.writing.is_none();
         let peers: Vec<usize> = host.drivers.keys().copied().collect();
         let insync = host.drivers.values().all(|driver| {
             let status = driver.mirror.status(now);
@@ -125,8 +125,9 @@ fn finish(world: &mut World, seed: u64) {
             for (peer, driver) in &host.drivers {
                 let status = driver.mirror.status(now);
                 let waiting = host.syncs.lock().waiting.len();
+                let held = host.writing.is_some();
                 states.push(format!(
-                    "v{v} n{n}->n{peer} is {} ({}), {} of {}, {waiting} syncs wait",
+                    "v{v} n{n}->n{peer} is {} ({}), {} of {}, {waiting} syncs wait, a change is held back: {held}",
                     status.state, status.reason, status.txid_acked, status.txid_committed
                 ));
             }

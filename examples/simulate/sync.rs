@@ -15,13 +15,13 @@ use lockstepfs::mirror::policy::SyncMode;
 use lockstepfs::units::Txid;
 use states::State;
 
-use super::files::Work;
+use super::files;
 use super::node::{Driver, Host, MasterHost};
 use super::world::World;
 
 /// Nobody waits longer than this for mirrors that are neither strict nor throttled: the slowest disk flushes many times,
 /// and the longest timeout passes.
-const LONGEST: Duration = Duration::from_secs(600);
+pub const LONGEST: Duration = Duration::from_secs(600);
 
 /// The syncs of one open master that were not answered yet.
 #[derive(Debug, Default)]
@@ -90,14 +90,7 @@ impl World {
             return false;
         };
         let golden = Arc::clone(&self.volumes[v].golden);
-        let done = Work {
-            fs: &fs,
-            golden: &golden,
-            random: &self.random,
-            room: 0,
-        }
-        .sync();
-        match done {
+        match files::sync(&fs, &golden, &self.random) {
             Ok(txid) => self.durable_here(n, v, &fs, txid),
             Err(error) => self.operation_failed(n, &error),
         }

@@ -14,7 +14,7 @@ use lockstepfs::units::Ino;
 use lockstepfs::volume::facts::{Copy, Role};
 use states::State;
 
-use super::files::{self, Work};
+use super::files;
 use super::image;
 use super::node::Host;
 use super::script::{Kind, Step};
@@ -131,30 +131,23 @@ impl World {
         };
         let many = if self.random.chance(8) { 60 } else { 6 };
         for _ in 0..self.random.below(many) + 1 {
-            let Some(Host::Master(host)) = self.host(n, v) else {
-                return true;
-            };
-            let fs = Arc::clone(&host.open.shared.fs);
-            let golden = Arc::clone(&self.volumes[v].golden);
-            let done = Work {
-                fs: &fs,
-                golden: &golden,
-                random: &self.random,
-                room: self.volumes[v].room(),
-            }
-            .step();
+            let done = self.change(n, v);
             self.tally.check("operation of an application", 1);
             if let Err(error) = done {
-                self.operation_failed(n, &error);
-                // How far an operation came that the disk cut short is not known by name.
-                let mut golden = self.volumes[v].golden.lock();
-                golden.files().unsure.extend(files::all_names());
+                self.cut_short(n, v, &error);
             }
             if self.noticed_dark(n) {
                 return true;
             }
         }
         true
+    }
+
+    /// How far an operation came that the disk cut short is not known by name.
+    pub fn cut_short(&mut self, n: usize, v: usize, error: &FsError) {
+        self.operation_failed(n, error);
+        let mut golden = self.volumes[v].golden.lock();
+        golden.files().unsure.extend(files::all_names());
     }
 
     /// Commits everything; whether there was nothing to commit.

@@ -29,6 +29,7 @@ use super::golden::Golden;
 use super::image;
 use super::net::{End, Net};
 use super::node::{Driver, Host, MasterHost, MirrorHost, Node};
+use super::policy::Door;
 use super::script::{Script, VolumeShape};
 use super::sync::listen;
 use super::tally::Tally;
@@ -346,6 +347,7 @@ impl World {
                 golden.lock().committed(&journal, txid);
             }
         }));
+        let gate = Arc::clone(&open.shared.gate);
         let mut host = MasterHost {
             told: open.shared.journal.last_committed(),
             open,
@@ -354,9 +356,11 @@ impl World {
             tick_at: Duration::ZERO,
             committing: false,
             syncs: Arc::default(),
+            door: Arc::new(Door::new(Arc::clone(&gate))),
+            writing: None,
         };
-        let gate: Arc<dyn Durability> = host.open.shared.gate.clone();
-        host.open.shared.fs.set_durability(Some(gate));
+        let door: Arc<dyn Durability> = host.door.clone();
+        host.open.shared.fs.set_durability(Some(door));
         for slot in host.open.slots.all() {
             let Some(peer) = self.nodes.iter().position(|node| node.name == slot.peer) else {
                 continue;

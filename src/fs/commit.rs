@@ -292,7 +292,7 @@ impl Fs {
     }
 
     /// Bytes by value of the running transaction, and of the one that is being committed.
-    fn uncommitted_bytes(&self) -> u64 {
+    pub fn uncommitted_bytes(&self) -> u64 {
         let meta = self.meta.read();
         let committing = meta.committing.as_ref().map_or(0, |c| c.images.len());
         (meta.running.images.len() + committing) as u64 * self.block_size as u64

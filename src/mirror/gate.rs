@@ -176,6 +176,33 @@ impl State {
                 .any(|lane| lane.holds(txid))
     }
 
+    /// Admits a change of `len` bytes that has waited for so long, if it may be made now.
+    fn admits(&mut self, len: u64, waited: Option<Duration>) -> bool {
+        let coming = self.entering + len;
+        if self.closed || !self.lanes.values().any(Lane::throttles) {
+            self.entering = coming;
+            return true;
+        }
+        let lanes = self.lanes.values_mut();
+        for lane in lanes.filter(|lane| lane.throttles()) {
+            lane.measure(coming);
+        }
+        let slows = self.lanes.values().any(Lane::slows);
+        let full = self.lanes.values().any(|lane| lane.is_full(coming));
+        if slows && (full || waited.unwrap_or_default() < SLICE) {
+            return false;
+        }
+        self.entering = coming;
+        if let Some(elapsed) = waited {
+            let lanes = self.lanes.values_mut();
+            for lane in lanes.filter(|lane| lane.throttles()) {
+                lane.waits.writers_delayed += 1;
+                lane.waits.writers_delayed_us += elapsed.as_micros() as u64;
+            }
+        }
+        true
+    }
+
     /// Takes out those who no longer wait.
     fn released(&mut self, now: Duration) -> Vec<Done> {
         let mut out = Vec::new();
@@ -328,6 +355,18 @@ impl Gate {
         })
     }
 
+    /// As `admit`, for whoever has one thread for several nodes and has waited for so long: whether the change may be made
+    /// now. If so, it is on its way.
+    pub fn try_admit(
+        &self,
+        len: u64,
+        waited: Option<Duration>,
+        uncommitted: &dyn Fn() -> u64,
+    ) -> bool {
+        self.look(uncommitted);
+        self.state.lock().admits(len, waited)
+    }
+
     /// Whether an fsync whose changes are in `txid`, which is durable here, may return.
     pub fn is_open(&self, txid: Txid) -> bool {
         !self.state.lock().holds(txid)
@@ -381,34 +420,15 @@ impl Durability for Gate {
 
     fn admit(&self, len: u64, uncommitted: &dyn Fn() -> u64) {
         let since = self.clock.monotonic();
-        let mut waited = false;
+        let mut waited = None;
         loop {
             self.look(uncommitted);
-            let mut state = self.state.lock();
-            let coming = state.entering + len;
-            let closed = state.closed;
-            let throttled = || state.lanes.values().any(Lane::throttles);
-            if closed || !throttled() {
-                state.entering = coming;
-                return;
-            }
-            let lanes = state.lanes.values_mut();
-            for lane in lanes.filter(|lane| lane.throttles()) {
-                lane.measure(coming);
-            }
-            let slows = state.lanes.values().any(Lane::slows);
-            let full = state.lanes.values().any(|lane| lane.is_full(coming));
             let elapsed = self.clock.monotonic().saturating_sub(since);
-            if !slows || (!full && elapsed >= SLICE) {
-                state.entering = coming;
-                let lanes = state.lanes.values_mut();
-                for lane in lanes.filter(|lane| waited && lane.throttles()) {
-                    lane.waits.writers_delayed += 1;
-                    lane.waits.writers_delayed_us += elapsed.as_micros() as u64;
-                }
+            let mut state = self.state.lock();
+            if state.admits(len, waited.map(|()| elapsed)) {
                 return;
             }
-            waited = true;
+            waited = Some(());
             self.changed.wait_for(&mut state, SLICE);
         }
     }
