@@ -36,6 +36,8 @@ impl Fs {
     /// Makes the inode's changes durable, names included; `datasync`: only what is needed to read its data back. Returns the
     /// transaction that a mirror must have before it has them too (`when_durable`). Called from many threads, one commit serves them all.
     pub fn fsync(&self, ino: Ino, datasync: bool) -> Result<Txid, FsError> {
+        // Nobody can say any more whose changes went with the last transaction.
+        self.check_alive()?;
         let Some(inode) = self.inodes.find(ino) else {
             // Not in the table: what changed is committed, and no data went home since.
             self.flush_home()?;
@@ -320,6 +322,12 @@ impl Fs {
     pub(crate) fn give_up(&self, why: &dyn std::fmt::Display) {
         error!(error = %why, "the volume is read-only from here on");
         let _ = self.failed.set(why.to_string());
+    }
+
+    /// Why nothing can be changed any more, until the volume is opened anew; `None` while it can.
+    pub fn failure(&self) -> Option<String> {
+        let given_up = self.failed.get().cloned();
+        given_up.or_else(|| self.journal.failure().map(|why| why.to_string()))
     }
 
     /// An error once a commit failed.

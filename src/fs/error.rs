@@ -113,7 +113,9 @@ impl FsError {
             FsError::Refused(errno) => *errno,
             FsError::NoSpace | FsError::SpaceHeld { .. } => libc::ENOSPC,
             FsError::Stale => libc::ESTALE,
-            FsError::ReadOnly | FsError::Aborted(_) => libc::EROFS,
+            FsError::ReadOnly => libc::EROFS,
+            // Not EROFS: to some programs that says of an fsync that there was nothing to be synced.
+            FsError::Aborted(_) => libc::EIO,
             FsError::Closed => libc::ESHUTDOWN,
         }
     }

@@ -330,13 +330,11 @@ impl Master {
 
     /// Waits until every mirror that is in sync has everything, for at most `limit`.
     fn drain(&self, host: &Host, limit: Duration) {
-        let committed = match self.open.shared.fs.sync() {
-            Ok(_) => self.open.shared.journal.last_committed(),
-            Err(error) => {
-                tracing::error!(volume = host.name(), %error, "the last changes were not committed");
-                return;
-            }
-        };
+        if let Err(error) = self.open.shared.fs.sync() {
+            // What was committed before is all the more wanted on a mirror.
+            tracing::error!(volume = host.name(), %error, "the last changes were not committed");
+        }
+        let committed = self.open.shared.journal.last_committed();
         let until = Instant::now() + limit;
         let insync = states::State::InSync.word();
         loop {
@@ -385,6 +383,13 @@ impl Master {
     }
 }
 
+/// What to do about a volume whose disk failed: what is acknowledged is in its journal, and on its mirrors.
+pub fn given_up(name: &str) -> String {
+    format!(
+        "mend the disk and restart the daemon; or stop the daemon, and on a mirror: lockstep promote {name}"
+    )
+}
+
 fn start_timer(node: &Arc<Node>, host: &Arc<Host>, open: &OpenMaster) -> Result<Timer, Refusal> {
     let each = {
         let open = open.clone();
@@ -396,9 +401,21 @@ fn start_timer(node: &Arc<Node>, host: &Arc<Host>, open: &OpenMaster) -> Result<
     };
     let failed = {
         let (node, host) = (Arc::clone(node), Arc::clone(host));
+        let fs = Arc::clone(&open.shared.fs);
         move |error: &crate::fs::FsError| {
-            let text = format!("changes can not be committed: {}", chain(error));
-            node.publish(&host, |view| view.reason.clone_from(&text));
+            let mut text = format!("changes can not be committed: {}", chain(error));
+            let over = fs.failure().is_some();
+            if over {
+                let refusal = Refusal::new(Code::Io, text, given_up(host.name()));
+                text = refusal.to_string();
+            }
+            node.publish(&host, |view| {
+                view.reason.clone_from(&text);
+                if over {
+                    "failed".clone_into(&mut view.condition);
+                    view.read_only = true;
+                }
+            });
             node.record(NewEvent::volume("commit-failed", host.name(), text));
         }
     };

@@ -82,7 +82,8 @@ impl State {
 
     fn read_only(&self) -> bool {
         let asked = self.wanted.as_ref().is_some_and(|w| w.read_only);
-        asked || !self.offer.as_ref().is_some_and(|o| o.writable)
+        let writable = |o: &Offer| o.writable && o.fs.failure().is_none();
+        asked || !self.offer.as_ref().is_some_and(writable)
     }
 
     /// Mounts what is wanted and possible. `Ok(false)`: nothing is offered.

@@ -228,7 +228,8 @@ pub struct VolumeStatus {
     pub name: String,
     /// `master` or `mirror`.
     pub role: String,
-    /// `open`, `waiting` (a mirror that is not consistent yet), `closed` or `failed`.
+    /// `open`, `waiting` (a mirror that is not consistent yet), `closed` or `failed` (it could not be opened; or its disk
+    /// failed since, and it can only be read).
     pub condition: String,
     /// Why it is not open; empty when it is.
     pub reason: String,

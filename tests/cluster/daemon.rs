@@ -141,6 +141,17 @@ impl Node {
         );
     }
 
+    /// SIGTERM for a daemon that can not close its volume: it ends by itself, and says that it did not end well.
+    pub fn end_failed(&mut self) {
+        let status = self.end(Signal::TERM);
+        assert!(
+            status.code().is_some_and(|code| code != 0),
+            "{}: stopped with {status}\n{}",
+            self.name,
+            self.tail()
+        );
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.end(Signal::KILL);

@@ -2,7 +2,7 @@
 //! one that breaks again and again in the middle of anything.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, VOLUME, free_address, write_durably};
 use crate::copies::assert_equal_blocks;
+use crate::daemon::Node;
+use crate::roles::{end_with, insync};
 use crate::sizes::{MIB, choose};
 use crate::testkit::{
     Rng, command, e2fsck, mke2fs_with, need_fuse, need_loop, need_netns, need_tool, run, wait_until,
@@ -126,6 +128,115 @@ fn a_mirrors_disk_with_errors_stops_only_the_mirror() {
         let [master, mirror] = cluster.parts();
         e2fsck(&mirror).unwrap();
         assert_equal_blocks(&master, &mirror);
+        drop(disk);
+    }
+}
+
+/// A whole file and its name, durable, or the error that a program gets.
+fn try_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    File::open(path.parent().unwrap())?.sync_all()
+}
+
+#[test]
+fn a_masters_disk_with_errors_ends_its_writing_and_nothing_acknowledged_is_lost() {
+    if !(need_fuse() && need_loop()) {
+        return;
+    }
+    for (mode, promoted) in [("async", false), ("sync", true)] {
+        let mut cluster = Cluster::local();
+        let store = cluster.path("disk");
+        std::fs::create_dir(&store).unwrap();
+        let disk = Failing::new(&cluster, &store);
+        let part = format!("{}=100M", store.join("part0").display());
+        let buffer = ["--buffer", "8M"];
+        cluster
+            .alpha
+            .ok(&[&["volume", "create", VOLUME, "--part", &part][..], &buffer].concat());
+        cluster.mount_master();
+        cluster.mirror(&["--mode", mode]);
+        cluster.insync();
+        cluster.mount_mirror();
+        cluster.beta.wait_mounted(VOLUME, Duration::from_secs(10));
+        let mut rng = Rng(10);
+        let mut acknowledged = vec![("before".to_string(), rng.bytes(300_000))];
+        write_durably(&cluster.alpha.path("before"), &acknowledged[0].1);
+        let held = File::create(cluster.alpha.path("held")).unwrap();
+        cluster.settle();
+
+        disk.fail();
+        held.write_all_at(&[1; 4096], 0).unwrap();
+        let refused = (0..60).find_map(|n| {
+            let (name, bytes) = (format!("f{n}"), rng.bytes(1 << 20));
+            let done = try_durably(&cluster.alpha.path(&name), &bytes);
+            acknowledged.extend(done.is_ok().then_some((name, bytes)));
+            done.err()
+        });
+        assert!(refused.is_some(), "the disk fails, and no program is told");
+        // Nor is it forgotten: not by who asks again, not by who asks for the first time, not when there is room.
+        for n in 0..6 {
+            if n == 3 {
+                disk.mend();
+            }
+            let asked = held.sync_all().map_err(|error| error.raw_os_error());
+            assert_eq!(asked, Err(Some(libc::EIO)), "after {n} errors");
+            let other = try_durably(&cluster.alpha.path(format!("later{n}")), b"text");
+            assert!(other.is_err(), "after {n} errors");
+        }
+        let before = std::fs::read(cluster.alpha.path("before")).unwrap();
+        assert!(before == acknowledged[0].1, "what is there can be read");
+
+        // Status says so, and what to do; so does the log.
+        let told = wait_until(Duration::from_secs(10), || {
+            cluster.alpha.volume(VOLUME)["condition"] == "failed"
+        });
+        let shown = cluster.alpha.volume(VOLUME);
+        assert!(told && shown["read_only"] == true, "{shown}");
+        let reason = shown["reason"].as_str().unwrap();
+        for word in ["part0", "restart the daemon", "lockstep promote"] {
+            assert!(reason.contains(word), "no {word:?} in {reason}");
+        }
+        assert!(cluster.alpha.log().contains("restart the daemon"));
+        let (_, said) = cluster.alpha.refused(&["switchover", VOLUME, "beta"]);
+        assert!(said.contains("lockstep promote"), "{said}");
+
+        // Of what was acknowledged, nothing is missing on the mirror, and nothing is there by halves.
+        cluster.insync();
+        let missing = |on: &Node| -> Vec<String> {
+            let there = |name: &str| std::fs::read(on.path(name)).unwrap_or_default();
+            let differ = acknowledged
+                .iter()
+                .filter(|(name, bytes)| there(name) != *bytes);
+            differ.map(|(name, _)| name.clone()).collect()
+        };
+        let all = wait_until(Duration::from_secs(10), || {
+            missing(&cluster.beta).is_empty()
+        });
+        assert!(all, "the mirror lacks {:?}", missing(&cluster.beta));
+        cluster.alpha.end_failed();
+        if promoted {
+            cluster.beta.ok(&["promote", VOLUME]);
+            cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+            write_durably(&cluster.beta.path("by-beta"), b"text");
+        }
+        // The cache shows what is not on the disk.
+        assert!(disk.unmount());
+        disk.mount();
+        cluster.alpha.start();
+        let [master, mirror] = match promoted {
+            false => [&cluster.alpha, &cluster.beta],
+            true => [&cluster.beta, &cluster.alpha],
+        };
+        insync(master, mirror);
+        master.wait_mounted(VOLUME, Duration::from_secs(20));
+        assert_eq!(missing(master), [""; 0]);
+        write_durably(&master.path("after"), b"text");
+        if promoted {
+            std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+        }
+        end_with(cluster);
         drop(disk);
     }
 }

@@ -16,7 +16,7 @@ use crate::node::engine::Engine;
 use crate::node::follow::Standing as Copy;
 use crate::node::history::NewEvent;
 use crate::node::link::Link;
-use crate::node::master::Master;
+use crate::node::master::{Master, given_up};
 use crate::node::protocol::Line;
 use crate::node::refusal::{Code, Refusal};
 use crate::node::registry::{Host, Node};
@@ -119,7 +119,10 @@ pub fn switchover(
     let shared = master.shared();
     let sync = |what: &str| {
         let synced = shared.fs.sync().map(drop);
-        synced.map_err(|e| Refusal::io(what, e))
+        synced.map_err(|e| match shared.fs.failure() {
+            Some(_) => Refusal::new(Code::Io, format!("{what}: {e}"), given_up(name)),
+            None => Refusal::io(what, e),
+        })
     };
     sync("committing")?;
     steps.done("flushed the mount's pages");
