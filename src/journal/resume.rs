@@ -51,7 +51,8 @@ impl Journal {
         let end_pos = self.log.pos_from(end_block, start).ok_or_else(outside)?;
         let mut placed = Vec::with_capacity(segments.len());
         for (i, segment) in segments.iter().enumerate() {
-            let from = placed.last().map_or(start, |(_, pos)| *pos);
+            // Later ones begin after the tail, the first perhaps a lap before it.
+            let from = placed.last().map_or(start, |(_, pos)| start.max(*pos));
             let mut pos = self
                 .log
                 .pos_from(segment.first_block, from)

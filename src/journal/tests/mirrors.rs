@@ -381,3 +381,34 @@ fn a_long_life_with_crashes_and_a_slow_mirror_resumes_from_every_lap() {
         next = last + 2;
     }
 }
+
+#[test]
+fn a_segment_that_ran_more_than_a_lap_is_followed_by_the_next() {
+    let (disk, journal, keeper) = kept(0);
+    let begun = journal.state.read().head;
+    let mut t = 0;
+    while journal.state.read().head <= begun + journal.log.capacity() {
+        t += 1;
+        commit(&journal, t, &[(t % 900, t)]);
+        journal.set_consumer(1, Txid(t.saturating_sub(9)));
+        checkpoint_all(&journal);
+    }
+    drop(journal);
+    let again = Arc::new(load(&disk, t));
+    again.set_keeper(keeper.clone());
+    again.recover().unwrap();
+    let resume = |journal: &Journal| {
+        let (tail, segments) = keeper.saved.lock().clone().unwrap();
+        let infos = journal.resume(&segments, &tail, ResumeEnd::Recovered);
+        infos.unwrap().last().map(|info| info.txid)
+    };
+    assert_eq!(resume(&again), Some(Txid(t)));
+    again.set_consumer(1, Txid(t - 9));
+    again
+        .begin_segment(crate::units::Generation(2), Txid(t + 2))
+        .unwrap();
+    drop(again);
+    let third = load(&disk, t);
+    third.recover().unwrap();
+    assert_eq!(resume(&third), Some(Txid(t)));
+}
