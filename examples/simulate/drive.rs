@@ -320,7 +320,10 @@ impl World {
             _ => Some(Stint {
                 bulk: driver.mirror.status(self.now).bytes_bulk,
                 changed: golden.changed_bytes,
-                marked: (!matches!(mode, Mode::Replicate { .. }) && !compare).then(|| {
+                marked: (!matches!(mode, Mode::Replicate { .. })
+                    && !compare
+                    && golden.knows_since(from))
+                .then(|| {
                     // What the log still holds goes along, and is marked where the cursor has not been.
                     let marked = marked * u64::from(self.volumes[v].shape.block_size);
                     if marked == 0 {

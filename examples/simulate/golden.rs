@@ -116,6 +116,11 @@ impl Golden {
         self.snapshots.insert(at, now);
     }
 
+    /// Whether it is known what every transaction after `txid` changed.
+    pub fn knows_since(&self, txid: Txid) -> bool {
+        self.since.is_some_and(|since| since <= txid)
+    }
+
     /// No mirror is left: overwrites go straight home.
     pub fn end(&mut self) {
         self.since = None;
