@@ -13,7 +13,9 @@ use crate::cluster::{Cluster, VOLUME, free_address, write_durably};
 use crate::copies::{copy_of, recovered_by_kernel};
 use crate::daemon::Node;
 use crate::reconnect::copy_dir;
-use crate::roles::{Three, assert_role, end_well, end_with, insync, part, settle};
+use crate::roles::{
+    Three, assert_role, end_swapped, end_well, end_with, give_up_first, insync, part, settle,
+};
 use crate::testkit::{LoopMount, Rng, e2fsck, need_fuse, need_loop, need_netns, wait_until};
 use crate::writer::Writer;
 
@@ -126,8 +128,7 @@ fn promoted_half_way(mut cluster: Cluster, before: u64, loss: &str) {
     cluster.alpha.start();
     insync(&cluster.beta, &cluster.alpha);
     assert_role(&cluster.alpha, "mirror");
-    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
-    end_with(cluster);
+    end_swapped(cluster);
 }
 
 #[test]
@@ -155,15 +156,11 @@ fn an_old_master_that_does_not_know_where_it_differs_is_compared() {
     let shown = failed(&cluster.alpha);
     assert!(shown.contains("is not recorded any more"), "{shown}");
     assert!(shown.contains("--discard alpha"), "{shown}");
-    cluster
-        .alpha
-        .ok(&["rejoin", VOLUME, "beta", "--discard", "alpha"]);
-    insync(&cluster.beta, &cluster.alpha);
+    give_up_first(&cluster);
     cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(20));
     settle(&cluster.beta, &cluster.alpha, ".settled");
     assert_eq!(std::fs::read(cluster.alpha.path("f3")).unwrap()[0], 3);
-    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
-    end_with(cluster);
+    end_swapped(cluster);
 }
 
 #[test]
@@ -200,8 +197,7 @@ fn a_copy_changed_from_outside_is_promoted_by_force_only() {
         std::fs::read(cluster.alpha.path("by-the-kernel")).unwrap(),
         [3; 100_000]
     );
-    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
-    end_with(cluster);
+    end_swapped(cluster);
 }
 
 #[test]
@@ -345,8 +341,7 @@ fn what_only_the_old_master_had_is_extracted_byte_by_byte() {
     // What was not changed is a hole, not a copy of what everybody has.
     assert!(!said["/one"].contains(&0) && !said["/one"].contains(&20));
     assert!(!to.join("by-beta").exists());
-    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
-    end_with(cluster);
+    end_swapped(cluster);
 }
 
 #[test]

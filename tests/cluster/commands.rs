@@ -68,6 +68,7 @@ fn wait_tells_reached_from_timeout_from_error() {
     assert_eq!(cluster.alpha.refused(&idle).0, 4);
     let progress = cluster.alpha.ok(&["progress", VOLUME, "beta"]);
     assert!(progress.contains("INSYNC"), "{progress}");
+    cluster.end_clean();
 }
 
 #[test]
@@ -97,6 +98,7 @@ fn the_history_of_events_survives_a_restart() {
     cluster.alpha.start();
     // Of the last moments before a kill something may be missing.
     assert_eq!(cluster.alpha.events()[..before.len()], before[..]);
+    cluster.end_clean();
 }
 
 #[test]
@@ -149,6 +151,7 @@ fn status_counts_what_is_there() {
         line.starts_with(&format!("lockstep-mirror:{VOLUME} ")),
         "{line}"
     );
+    cluster.end_clean();
 }
 
 #[test]
@@ -210,4 +213,5 @@ fn a_mirrors_copy_is_checked_while_it_is_not_mounted_and_goes_on() {
     cluster.settle();
     let copy = std::fs::read(cluster.beta.path("file")).unwrap();
     assert_eq!(copy, b"more text");
+    cluster.end_clean();
 }

@@ -89,6 +89,7 @@ fn a_cracked_mirror_gets_only_what_changed() {
     eprintln!("mounted again after {back:?}");
     cluster.assert_same_trees();
     cluster.verify();
+    cluster.end_clean();
 }
 
 #[test]
@@ -122,4 +123,5 @@ fn a_pause_that_the_buffer_holds_is_made_up_by_replay() {
     cluster.assert_same_trees();
     assert_eq!(cluster.bytes_bulk(), bulk, "nothing is copied");
     cluster.verify();
+    cluster.end_clean();
 }

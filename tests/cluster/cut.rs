@@ -14,7 +14,7 @@ fn a_cut_link_is_linkdown_then_insync_by_replay() {
     if !(need_fuse() && need_netns() && need_tool("mke2fs")) {
         return;
     }
-    let mut cluster = Cluster::linked();
+    let cluster = Cluster::linked();
     // Room for what is written meanwhile: otherwise it cracks, which is another test.
     cluster.replicated(800, &["--buffer", "256M"]);
     let pause = Duration::from_millis(10);
@@ -47,7 +47,7 @@ fn a_cut_link_is_linkdown_then_insync_by_replay() {
     cluster.assert_same_trees();
     acknowledged.assert_kept(&cluster.beta.path("writer"));
     cluster.verify();
-    cluster.stop();
+    cluster.end_clean();
 }
 
 #[test]
@@ -67,4 +67,5 @@ fn a_mirror_that_stops_answering_is_linkdown_and_control_goes_on() {
     cluster.assert_same_trees();
     acknowledged.assert_kept(&cluster.beta.path("writer"));
     cluster.verify();
+    cluster.end_clean();
 }

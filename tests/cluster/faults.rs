@@ -249,7 +249,7 @@ fn throttle_slows_writers_to_what_the_line_carries_and_nothing_cracks() {
     let total: u64 = choose(32, 256) * MIB;
     const LINE: u64 = 6 << 20;
     const BUFFER: u64 = 8 << 20;
-    let mut cluster = Cluster::linked();
+    let cluster = Cluster::linked();
     cluster.volume(400, &["--buffer", "8M"]);
     let path = cluster.alpha.path("file");
     std::fs::write(&path, vec![7; 64 << 20]).unwrap();
@@ -306,7 +306,7 @@ fn throttle_slows_writers_to_what_the_line_carries_and_nothing_cracks() {
     cluster.insync();
     cluster.assert_same_trees();
     cluster.verify();
-    cluster.stop();
+    cluster.end_clean();
 }
 
 /// Between two nodes: passes bytes on, and cuts every connection after some of them.

@@ -42,6 +42,7 @@ fn mounts_come_back_after_a_restart() {
     cluster.beta.start();
     cluster.beta.wait_mounted(VOLUME, SOON);
     assert_eq!(std::fs::read(cluster.beta.path("after")).unwrap(), b"text");
+    cluster.end_clean();
 }
 
 #[test]
@@ -67,6 +68,7 @@ fn a_lazy_unmount_by_somebody_is_mended() {
     }
     write_durably(&cluster.alpha.path("after"), b"text");
     cluster.assert_same_trees();
+    cluster.end_clean();
 }
 
 #[test]
@@ -93,6 +95,7 @@ fn a_mirrors_mount_waits_for_insync() {
     assert_eq!(volume["read_only"], true);
     assert!(volume["consistent_as_of"].is_string(), "{volume}");
     cluster.assert_same_trees();
+    cluster.end_clean();
 }
 
 #[test]
@@ -121,6 +124,7 @@ fn a_mirror_whose_master_is_gone_says_how_old_its_copy_is() {
         "{before:?}, then {:?}",
         as_of(&cluster)
     );
+    cluster.end_clean();
 }
 
 #[test]
@@ -152,6 +156,7 @@ fn mount_is_idempotent_and_umount_leaves_replication_running() {
     cluster.beta.ok(&["umount", VOLUME]);
     assert!(!is_mount(&cluster.beta.mnt()));
     cluster.insync();
+    cluster.end_clean();
 }
 
 #[test]
@@ -172,6 +177,7 @@ fn a_mirror_is_made_of_an_unmounted_volume() {
     cluster.beta.wait_mounted(VOLUME, SOON);
     write_durably(&cluster.alpha.path("file"), b"text");
     cluster.assert_same_trees();
+    cluster.end_clean();
 }
 
 #[test]
@@ -197,4 +203,5 @@ fn a_read_only_mount_of_a_master_says_so() {
     cluster
         .alpha
         .refused(&["mount", VOLUME, "/nonexistent/directory"]);
+    cluster.end_clean();
 }

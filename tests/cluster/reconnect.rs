@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cluster::{Cluster, VOLUME, write_durably};
 use crate::copies::copy_of;
-use crate::roles::{assert_role, end_with, insync, settle};
+use crate::roles::{assert_role, end_with, give_up_first, insync, settle};
 use crate::testkit::{LoopMount, command, need_fuse, need_loop, need_netns, run, said, wait_until};
 use crate::writer::Writer;
 
@@ -110,10 +110,7 @@ fn written_to(change: impl Fn(&Path)) {
     });
     let shown = cluster.alpha.volume(VOLUME).to_string();
     assert!(refused && shown.contains("changed from outside"), "{shown}");
-    cluster
-        .alpha
-        .ok(&["rejoin", VOLUME, "beta", "--discard", "alpha"]);
-    insync(&cluster.beta, &cluster.alpha);
+    give_up_first(&cluster);
     cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(20));
     settle(&cluster.beta, &cluster.alpha, ".settled");
     assert!(!cluster.alpha.path("by-the-kernel").exists());
@@ -161,10 +158,7 @@ fn a_master_put_back_from_a_backup_opens_nothing_by_itself() {
     cluster.beta.ok(&["promote", VOLUME]);
     cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
     assert_eq!(std::fs::read(cluster.beta.path("file")).unwrap(), b"new");
-    cluster
-        .alpha
-        .ok(&["rejoin", VOLUME, "beta", "--discard", "alpha"]);
-    insync(&cluster.beta, &cluster.alpha);
+    give_up_first(&cluster);
     std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
     end_with(cluster);
 }

@@ -172,6 +172,21 @@ fn a_killed_master_is_replaced_and_comes_back_as_a_mirror() {
     end_with(cluster);
 }
 
+/// The first node of a cluster gives up what only it has, and is the mirror of the other from then on.
+#[track_caller]
+pub fn give_up_first(cluster: &Cluster) {
+    let args = ["rejoin", VOLUME, "beta", "--discard", "alpha"];
+    cluster.alpha.ok(&args);
+    insync(&cluster.beta, &cluster.alpha);
+}
+
+/// As `end_with`, where the second has become the master.
+#[track_caller]
+pub fn end_swapped(mut cluster: Cluster) {
+    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
+    end_with(cluster);
+}
+
 /// As `end_well`, of both nodes of a cluster; the first is the master.
 #[track_caller]
 pub fn end_with(mut cluster: Cluster) {
@@ -184,7 +199,7 @@ fn two_masters_are_refused_and_one_command_decides() {
     if !(need_fuse() && need_netns() && need_loop()) {
         return;
     }
-    let mut cluster = filled();
+    let cluster = filled();
     let hosts = cluster.hosts.as_ref().unwrap();
     // While the master is there, a promotion is refused.
     let (status, said) = cluster.beta.refused(&["promote", VOLUME]);
@@ -218,17 +233,13 @@ fn two_masters_are_refused_and_one_command_decides() {
     let rejoin = ["rejoin", VOLUME, "beta", "--discard", "beta"];
     assert_eq!(cluster.alpha.refused(&rejoin).0, 3);
     assert_role(&cluster.alpha, "master");
-    cluster
-        .alpha
-        .ok(&["rejoin", VOLUME, "beta", "--discard", "alpha"]);
-    insync(&cluster.beta, &cluster.alpha);
+    give_up_first(&cluster);
     let bulk = cluster.beta.mirror(VOLUME, "alpha")["bytes_bulk"]
         .as_u64()
         .unwrap();
     assert!(bulk < FILLER as u64 / 2, "{bulk} bytes were copied again");
     kept.assert_kept(&cluster.beta.path("beta"));
-    std::mem::swap(&mut cluster.alpha, &mut cluster.beta);
-    end_with(cluster);
+    end_swapped(cluster);
 }
 
 #[test]

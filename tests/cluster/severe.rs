@@ -190,6 +190,7 @@ fn a_stranger_and_garbage_on_the_port_harm_nothing() {
             "nothing in the log names where it came from:\n{log}"
         );
     }
+    cluster.end_clean();
 }
 
 #[test]
@@ -248,6 +249,7 @@ fn parts_that_are_held_by_another_program() {
         again < bulk / 10,
         "{again} bytes: what it had is used again"
     );
+    cluster.end_clean();
 }
 
 #[test]

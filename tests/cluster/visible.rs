@@ -132,6 +132,7 @@ fn changes_are_visible_within_a_second_of_their_fsync() {
             .is_ok_and(|n| &value[..n] == b"red")
     });
     cluster.assert_same_trees();
+    cluster.end_clean();
 }
 
 #[test]
@@ -145,6 +146,7 @@ fn a_plain_write_is_visible_after_the_commit_timer() {
     // The kernel may keep what was written for 30 s; names are the engine's at once.
     let there = cluster.beta.path("plain");
     assert!(wait_until(Duration::from_secs(5), || there.exists()));
+    cluster.end_clean();
 }
 
 #[test]
@@ -183,6 +185,7 @@ fn a_second_stat_costs_no_request() {
     cluster.beta.freeze(false);
     thread.join().unwrap();
     without.expect("1,000 files are looked at without the daemon");
+    cluster.end_clean();
 }
 
 #[test]
@@ -240,6 +243,7 @@ fn every_write_on_the_mirror_is_erofs() {
         assert_eq!(errno, Err(Some(erofs)), "{what}");
     }
     assert_eq!(std::fs::read(at("file")).unwrap(), b"text");
+    cluster.end_clean();
 }
 
 /// truncate(2), by path: it needs no descriptor that is open to write.
