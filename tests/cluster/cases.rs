@@ -54,7 +54,7 @@ fn half_a_first_copy_is_promoted_by_force_and_repaired() {
     fill(&cluster, 0);
     cluster.mirror(&["--rate", "20M"]);
     cluster.alpha.wait(VOLUME, "beta", "REPLICATE", 30);
-    promoted_half_way(cluster, 0, "were never copied and are lost");
+    promoted_half_way(cluster, 0, "of 65536 on were never copied and are lost");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::node::volumes::{chain, unlinked};
 use crate::node::{mirrors, tools};
 use crate::units::Txid;
 use crate::volume::facts::{FactFile, FactStore, Lineage};
+use crate::volume::parts::Description;
 use crate::wire::message::Standing;
 use states::State;
 use std::collections::{BTreeMap, BTreeSet};
@@ -187,10 +188,15 @@ pub fn promote(
         stands.linked = ask_master(node, name, id, &master).is_ok();
     }
     let refuse = |refused: Refused| super::refuse(node, name, &refused);
-    let facts = super::facts_of(node, name).ok_or_else(|| {
+    let mut facts = super::facts_of(node, name).ok_or_else(|| {
         let master = master.clone();
         refuse(Refused::NoCopy { master })
     })?;
+    // A mirror's parts are described in the catalogue only.
+    facts.description.get_or_insert_with(|| Description {
+        block_size: old.block_size,
+        parts: old.parts.iter().map(|part| part.bytes).collect(),
+    });
     let doubts = rules::doubts(&master, &facts, stands, force).map_err(refuse)?;
     let doubts: Vec<String> = doubts.iter().map(ToString::to_string).collect();
     for doubt in &doubts {
