@@ -96,6 +96,8 @@ pub fn open_master(
             .values_mut()
             .for_each(|peer| peer.record.changed_outside = true);
     }
+    // What the log held is not known, only that no later id was issued: mirrors have nothing that is not of this history.
+    let mut unknown = taken;
     let mut kept = Vec::new();
     let mut floor = Txid(0);
     if let (None, Some(tail)) = (&changed, &facts.tail) {
@@ -109,8 +111,11 @@ pub fn open_master(
                 // The saved tail never passed what a mirror lacked: each had, or its map covers, what is before it.
                 floor = Txid(tail.txid.0.saturating_sub(1));
             }
-            Err(error) => tracing::warn!(volume = %facts.name, %error,
-                "the mirror buffer can not be resumed: mirrors that lack something will be compared"),
+            Err(error) => {
+                unknown |= facts.head.is_none();
+                tracing::warn!(volume = %facts.name, %error,
+                    "the mirror buffer can not be resumed: mirrors that lack something will be compared");
+            }
         }
     }
     let recovered = opened
@@ -122,8 +127,7 @@ pub fn open_master(
         recovered.map(|found| (found.last.unwrap_or_default(), found.chain.unwrap_or(0))),
         facts.head.map(|head| (head.txid, head.chain)),
         Some((facts.applied, facts.chain)),
-        // What was in it is not known, only that no later id was issued: mirrors have nothing that is not of this history.
-        (taken && recovered.is_none()).then_some((facts.high_txid, 0)),
+        (unknown && recovered.is_none()).then_some((facts.high_txid, 0)),
     ];
     let mut newest = newest.into_iter().flatten();
     let first = newest.next().unwrap_or_default();

@@ -351,3 +351,25 @@ fn a_mirror_that_could_not_be_made_holds_nothing() {
     world.settle();
     world.assert_equal();
 }
+
+#[test]
+fn a_log_that_one_opening_went_round_several_times_is_resumed() {
+    for laps in [1, 2, 5] {
+        let mut world = mirrored(95 + laps);
+        world.restart_master();
+        for _ in 0..3 {
+            let master = world.master.clone().unwrap();
+            let file = master.shared.fs.lookup(Ino(2), b"first").unwrap().ino;
+            let (journal, fs) = (&master.shared.journal, &master.shared.fs);
+            let bytes = journal.stats().size_blocks * u64::from(master.shared.volume.block_size());
+            // A little more than whole laps: by value, since there is a mirror.
+            for n in 0..(laps * bytes + bytes / 3) / 100_000 {
+                fs.write(file, 0, &vec![n as u8; 100_000]).unwrap();
+                world.settle();
+            }
+            drop(master);
+            world.restart_master();
+            only_replays(&mut world);
+        }
+    }
+}
