@@ -215,7 +215,12 @@ impl Journal {
             if state.consumers.is_empty() {
                 return Ok(false);
             }
-            (state.needed().1, state.last)
+            // The transaction itself, not the lower bound of its id that a tail is saved with: whoever has everything up to an
+            // id between the two, which was never issued, needs it.
+            let low = state.lowest_consumer().unwrap_or(state.last);
+            let at = state.txns.partition_point(|t| t.txid <= low);
+            let oldest = state.txns.get(at).map_or(state.last.next(), |t| t.txid);
+            (oldest, state.last)
         };
         keeper.make_room(oldest, last)?;
         Ok(true)

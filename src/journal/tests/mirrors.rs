@@ -19,6 +19,8 @@ struct Keeper {
     saved: Mutex<Option<(MirrorTail, Vec<Segment>)>>,
     saves: AtomicUsize,
     asked: AtomicUsize,
+    /// What room was asked for last.
+    oldest: Mutex<Txid>,
     /// How many transactions are given up at a time; 0: none.
     gives_up: u64,
 }
@@ -36,6 +38,7 @@ impl TailKeeper for Keeper {
     fn make_room(&self, oldest: Txid, last: Txid) -> Result<(), JournalError> {
         assert!(oldest <= last.next());
         self.asked.fetch_add(1, Ordering::Relaxed);
+        *self.oldest.lock() = oldest;
         let journal = self.journal.lock().upgrade().unwrap();
         // What a crack does: list what is missing, then let go of it.
         journal.info_after(Txid(oldest.0 - 1)).unwrap();
@@ -89,6 +92,22 @@ fn the_log_keeps_what_a_consumer_needs() {
         assert_eq!(loaded.images.len(), 2);
     }
     assert_eq!(journal.released(), Txid(5));
+}
+
+#[test]
+fn room_is_asked_of_whoever_is_at_an_id_that_was_never_issued() {
+    let (_disk, journal, keeper) = kept(5);
+    journal.set_consumer(1, Txid(0));
+    commit(&journal, 1, &[(1, 1)]);
+    commit(&journal, 100, &[(2, 100)]);
+    journal.set_consumer(1, Txid(50));
+    let mut t = 100;
+    while keeper.asked.load(Ordering::Relaxed) == 0 {
+        t += 1;
+        commit(&journal, t, &[(t % 900, t), ((t + 1) % 900, t)]);
+        assert!(t < 1000);
+    }
+    assert_eq!(*keeper.oldest.lock(), Txid(100));
 }
 
 #[test]
