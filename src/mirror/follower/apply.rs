@@ -200,7 +200,9 @@ impl Follower {
             Phase::Following(following) => {
                 following.seq = seq;
                 following.confirmed = following.confirmed.max(confirmed);
-                following.pending_bytes += current.bytes as u64 + 1;
+                // What goes around its blocks counts: there may be no blocks at all.
+                following.pending_bytes +=
+                    current.bytes as u64 + 4 * u64::from(volume.block_size());
                 for range in &current.freed {
                     following.unshown_freed.insert(*range);
                 }
@@ -214,7 +216,9 @@ impl Follower {
                     hints: current.hints,
                     chain,
                 });
-                match following.pending_bytes >= FLUSH_BYTES {
+                // What is appended together takes room in the log that nothing frees before it is shown.
+                let log = following.journal.stats().size_blocks * u64::from(volume.block_size());
+                match following.pending_bytes >= FLUSH_BYTES.min(log / 4) {
                     true => self.commit(out),
                     false => Ok(()),
                 }
