@@ -449,6 +449,12 @@ impl World {
                             host.call = Some(id);
                         }
                         heard = true;
+                        if matches!(message, Message::CopyEnd { .. })
+                            && let Some(requests) = self.nodes[n].cut_at_switch.take()
+                        {
+                            self.nodes[n].power.cut_after(requests);
+                            self.tally.inject("power cut at the end of a copy");
+                        }
                         let handled = host.follower.frame(message, payload);
                         self.handled(n, v, host, handled);
                     }

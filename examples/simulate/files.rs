@@ -20,6 +20,8 @@ use super::policy::Door;
 const ROOT: Ino = Ino(2);
 const DIRS: u64 = 3;
 const NAMES: u64 = 24;
+/// The longest overwrite, in bytes.
+pub const OVERWRITE: u64 = 60_000;
 
 fn new_file() -> New {
     New {
@@ -200,6 +202,26 @@ impl Work<'_> {
         }
     }
 
+    /// Overwrites something in one of the files that are there.
+    pub fn overwrite_one(&self) -> Result<Option<Writing>, FsError> {
+        let found = {
+            let mut golden = self.golden.lock();
+            let now = golden.files();
+            let sure = now
+                .files
+                .iter()
+                .filter(|(path, _)| !now.unsure.contains(*path));
+            let sure: Vec<_> = sure.collect();
+            let at = self.random.below(sure.len() as u64) as usize;
+            sure.get(at)
+                .map(|(path, old)| (path.to_string(), Arc::clone(old)))
+        };
+        match found {
+            Some((path, old)) => self.overwrite(&path, &old),
+            None => self.step(),
+        }
+    }
+
     fn room_for(&self, bytes: u64) -> bool {
         let block_size = u64::from(self.fs.volume().block_size());
         used(&self.golden.lock().files().files, block_size) + bytes <= self.room
@@ -240,7 +262,7 @@ impl Work<'_> {
 
     fn overwrite(&self, path: &str, old: &[u8]) -> Result<Option<Writing>, FsError> {
         let at = self.random.below(old.len() as u64 + 1);
-        let bytes = bytes_of(self.random, self.random.below(60_000) + 1);
+        let bytes = bytes_of(self.random, self.random.below(OVERWRITE) + 1);
         if !self.room_for(bytes.len() as u64) {
             return Ok(None);
         }

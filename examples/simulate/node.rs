@@ -34,6 +34,8 @@ pub struct Node {
     pub busy_until: Duration,
     /// A disk was made to fail: errors are no surprise, until it is mended.
     pub faulty: bool,
+    /// The power goes so many requests after the end of a copy has come.
+    pub cut_at_switch: Option<u64>,
 }
 
 impl Node {

@@ -96,7 +96,12 @@ impl World {
     }
 
     /// Somebody changes a file, and is let in, or held back.
-    pub fn change(&mut self, n: usize, v: usize) -> Result<(), FsError> {
+    pub fn change(
+        &mut self,
+        n: usize,
+        v: usize,
+        what: impl FnOnce(&Work<'_>) -> Result<Option<Writing>, FsError>,
+    ) -> Result<(), FsError> {
         let Some(Host::Master(mut host)) = self.take_host(n, v) else {
             return Ok(());
         };
@@ -105,7 +110,7 @@ impl World {
                 self.tally.check("change that had to wait", 1);
                 self.let_in(v, &mut host)
             }
-            false => self.work_on(v, &host).step().map(|left| {
+            false => what(&self.work_on(v, &host)).map(|left| {
                 host.writing = left;
             }),
         };

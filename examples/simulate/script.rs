@@ -27,6 +27,7 @@ macro_rules! kinds {
 
 kinds! {
     Work 60 "operations of applications",
+    Flood 3 "more changes at once than the log holds",
     Sync 20 "fsync and sync",
     SyncCut 4 "somebody lost in the middle of a commit",
     Run 12 "quiet time",
@@ -38,6 +39,7 @@ kinds! {
     Jitter 2 "slow or fast network",
     PowerCut 3 "power cut",
     PowerLater 7 "power cut at some write or flush",
+    SwitchCut 4 "power cut at the end of a copy, at some write or flush",
     Kill 3 "process killed",
     Boot 14 "node started",
     Stop 2 "node stopped in order",

@@ -10,6 +10,7 @@ use lockstepfs::io::Disk;
 use lockstepfs::io::sim::{Fault, SimRandom};
 use lockstepfs::mirror::master::{Mirror, Request};
 use lockstepfs::mirror::rate::Rate;
+use lockstepfs::mirror::slot::Slot;
 use lockstepfs::units::Ino;
 use lockstepfs::volume::facts::{Copy, Role};
 use states::State;
@@ -27,6 +28,7 @@ impl World {
         self.random = SimRandom::new(step.seed);
         let done = match step.kind {
             Kind::Work => self.work(),
+            Kind::Flood => self.flood(),
             Kind::Sync => self.sync(),
             Kind::SyncCut => self.sync_cut(),
             Kind::Set => self.set(),
@@ -51,6 +53,11 @@ impl World {
             Kind::PowerLater => self.some_up().is_some_and(|n| {
                 let requests = self.random.below(60);
                 self.nodes[n].power.cut_after(requests);
+                true
+            }),
+            Kind::SwitchCut => self.some_up().is_some_and(|n| {
+                let most = [4, 15, 60][self.random.below(3) as usize];
+                self.nodes[n].cut_at_switch = Some(self.random.below(most));
                 true
             }),
             Kind::Kill => self.some_up().is_some_and(|n| {
@@ -131,7 +138,7 @@ impl World {
         };
         let many = if self.random.chance(8) { 60 } else { 6 };
         for _ in 0..self.random.below(many) + 1 {
-            let done = self.change(n, v);
+            let done = self.change(n, v, |work| work.step());
             self.tally.check("operation of an application", 1);
             if let Err(error) = done {
                 self.cut_short(n, v, &error);
@@ -139,6 +146,35 @@ impl World {
             if self.noticed_dark(n) {
                 return true;
             }
+        }
+        true
+    }
+
+    /// Files are overwritten until a mirror cracks, or everything was overwritten twice.
+    fn flood(&mut self) -> bool {
+        let v = self.some_volume();
+        let Some(n) = self.master_of(v) else {
+            return false;
+        };
+        let mut left = self.volumes[v].shape.buffer_mib << 21;
+        while left > 0 {
+            let Some(Host::Master(host)) = self.host(n, v) else {
+                return true;
+            };
+            if host.writing.is_some() || host.open.slots.all().is_empty() {
+                return true;
+            }
+            let cracked = |slot: &Arc<Slot>| slot.state.lock().cracked;
+            if host.open.slots.all().iter().any(cracked) {
+                return true;
+            }
+            if let Err(error) = self.change(n, v, |work| work.overwrite_one()) {
+                self.cut_short(n, v, &error);
+            }
+            if self.noticed_dark(n) || self.nodes[n].faulty {
+                return true;
+            }
+            left = left.saturating_sub(files::OVERWRITE / 2);
         }
         true
     }
@@ -479,6 +515,7 @@ impl World {
         self.net.jitter_ms = 2;
         for n in 0..self.nodes.len() {
             self.nodes[n].power.back();
+            self.nodes[n].cut_at_switch = None;
             if self.nodes[n].faulty {
                 let restart = self.random.chance(50);
                 self.mend(n, restart);

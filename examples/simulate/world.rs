@@ -90,6 +90,7 @@ impl World {
                 hosts: Some(BTreeMap::new()),
                 busy_until: Duration::ZERO,
                 faulty: false,
+                cut_at_switch: None,
             }
         });
         let mut world = World {

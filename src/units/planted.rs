@@ -23,6 +23,10 @@ pub const ALL: &[&str] = &[
     "no-guard",
     // A mirror switches to what was staged before it is durable.
     "switch-early",
+    // A block's dirty bit is cleared when it is sent, not when the mirror has it.
+    "clear-on-send",
+    // In sync mode a sync is answered without the mirrors.
+    "ack-without-mirror",
 ];
 
 #[cfg(feature = "planted")]

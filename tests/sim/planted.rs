@@ -13,15 +13,16 @@ const SEEDS: u64 = 150;
 fn reasons(bug: &str) -> &'static [&'static str] {
     match bug {
         "ack-before-flush" => &["I3"],
-        "drop-dirty-bit" => &["I1", "I3"],
+        "drop-dirty-bit" => &["I1", "I2"],
         "skip-revoke" => &["I1", "I3"],
-        "apply-out-of-order" => &["I1"],
+        "apply-out-of-order" => &["I1", "I3"],
         "forget-fork" => &["I6"],
-        // The stream notices, cracks the mirror, and sends what nobody had marked.
-        "reuse-pinned" => &["I1", "I8"],
-        "stale-facts" => &["I1", "I3"],
+        "reuse-pinned" => &["I1"],
+        "stale-facts" => &["I3"],
         "no-guard" => &["I10"],
-        "switch-early" => &["I1", "I3", "I7"],
+        "switch-early" => &["I7"],
+        "clear-on-send" => &["I1", "I2"],
+        "ack-without-mirror" => &["I4"],
         other => panic!("what does {other} break?"),
     }
 }

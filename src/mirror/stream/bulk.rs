@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{BULK_BYTES, Frame, Phase, SPAN_BLOCKS, SPANS_A_STEP, Stream};
 use crate::mirror::MirrorError;
 use crate::mirror::shipment::touched;
-use crate::units::{BlockNo, BlockRange};
+use crate::units::{BlockNo, BlockRange, planted};
 use crate::wire::message::{Message, Range};
 
 impl Stream {
@@ -64,6 +64,9 @@ impl Stream {
         self.counters.bytes_bulk += bytes;
         self.rate.spend(now, bytes);
         let seq = self.next_seq(bytes);
+        if planted::is("clear-on-send") {
+            self.slot.state.lock().arrived(seq)?;
+        }
         let bulk = Message::Bulk {
             seq,
             data,
