@@ -104,7 +104,11 @@ impl SlotState {
 
     /// The mirror has every frame up to `seq` durably: at home, or in its staging log.
     pub fn arrived(&mut self, seq: u64) -> Result<(), MirrorError> {
-        while let Some((_, blocks)) = self.under_way.pop_front_if(|(frame, _)| *frame <= seq) {
+        let first =
+            |queue: &VecDeque<(u64, _)>| queue.front().is_some_and(|(frame, _)| *frame <= seq);
+        while first(&self.under_way)
+            && let Some((_, blocks)) = self.under_way.pop_front()
+        {
             let map = self.todo.as_mut().unwrap_or(&mut self.map);
             for range in blocks.iter() {
                 map.clear(range)?;
