@@ -536,7 +536,7 @@ impl World {
             let stuck = hosts.is_some_and(|hosts| {
                 hosts.values().any(|host| match host {
                     Host::Closed(_) => true,
-                    Host::Master(host) => host.open.shared.journal.aborted().is_some(),
+                    Host::Master(host) => host.open.shared.fs.failure().is_some(),
                     Host::Mirror(_) => false,
                 })
             });

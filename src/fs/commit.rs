@@ -327,7 +327,7 @@ impl Fs {
     /// Why nothing can be changed any more, until the volume is opened anew; `None` while it can.
     pub fn failure(&self) -> Option<String> {
         let given_up = self.failed.get().cloned();
-        given_up.or_else(|| self.journal.failure().map(|why| why.to_string()))
+        given_up.or_else(|| self.journal.aborted().map(|why| why.to_string()))
     }
 
     /// An error once a commit failed.

@@ -366,11 +366,6 @@ impl Journal {
         JournalError::Aborted(first)
     }
 
-    /// The error that ended this journal's life, if one did.
-    pub fn failure(&self) -> Option<Arc<JournalError>> {
-        self.aborted.read().clone()
-    }
-
     fn check_alive(&self) -> Result<(), JournalError> {
         match &*self.aborted.read() {
             Some(first) => Err(JournalError::Aborted(first.clone())),
