@@ -13,6 +13,7 @@ use lockstepfs::io::sim::{Fault, SimDisk, SimRandom, Survivors};
 use lockstepfs::mirror::follower::PartStore;
 use lockstepfs::mirror::lost::{LostIndex, LostStore, LostWriter};
 use lockstepfs::mirror::open::MapStore;
+use lockstepfs::mirror::roles::Listed;
 use lockstepfs::mirror::staging::StagingStore;
 use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{FactStore, Facts, FactsError};
@@ -353,18 +354,47 @@ impl StagingStore for NodeStaging {
     }
 }
 
+/// What was kept aside under one name.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub index: LostIndex,
+    pub bytes: Arc<Vec<u8>>,
+}
+
+impl Kept {
+    /// What was kept of a block.
+    pub fn block(&self, block: u64) -> Option<&[u8]> {
+        let size = self.index.block_size as usize;
+        let mut before = 0;
+        for (start, len) in &self.index.ranges {
+            if (*start..start + len).contains(&block) {
+                let at = (before + block - start) as usize * size;
+                return self.bytes.get(at..at + size);
+            }
+            before += len;
+        }
+        None
+    }
+}
+
 /// What is given up, and kept aside first.
 #[derive(Debug)]
 pub struct NodeLost {
-    /// What was kept, by name.
-    kept: Arc<Mutex<BTreeMap<String, u64>>>,
+    kept: Arc<Mutex<BTreeMap<String, Kept>>>,
     power: Arc<Power>,
+}
+
+impl NodeLost {
+    /// What was kept under a name.
+    pub fn get(&self, id: &str) -> Option<Kept> {
+        self.kept.lock().get(id).cloned()
+    }
 }
 
 struct Keeping {
     id: String,
-    bytes: u64,
-    kept: Arc<Mutex<BTreeMap<String, u64>>>,
+    bytes: Vec<u8>,
+    kept: Arc<Mutex<BTreeMap<String, Kept>>>,
     power: Arc<Power>,
 }
 
@@ -372,7 +402,7 @@ impl LostStore for NodeLost {
     fn begin(&self, _volume: &str, id: &str) -> io::Result<Box<dyn LostWriter>> {
         Ok(Box::new(Keeping {
             id: id.to_string(),
-            bytes: 0,
+            bytes: Vec::new(),
             kept: Arc::clone(&self.kept),
             power: Arc::clone(&self.power),
         }))
@@ -383,17 +413,45 @@ impl LostWriter for Keeping {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self.power.request() {
             Current::Flows => {
-                self.bytes += bytes.len() as u64;
+                self.bytes.extend_from_slice(bytes);
                 Ok(())
             }
             Current::Goes | Current::Gone => Err(dark()),
         }
     }
 
-    fn finish(self: Box<Self>, _index: &LostIndex) -> io::Result<()> {
+    fn finish(self: Box<Self>, index: &LostIndex) -> io::Result<()> {
         match self.power.request() {
             Current::Flows => {
-                self.kept.lock().insert(self.id, self.bytes);
+                let kept = Kept {
+                    index: index.clone(),
+                    bytes: Arc::new(self.bytes),
+                };
+                self.kept.lock().insert(self.id, kept);
+                Ok(())
+            }
+            Current::Goes | Current::Gone => Err(dark()),
+        }
+    }
+}
+
+/// What the node's list of volumes says, each change being atomic and durable.
+#[derive(Debug)]
+pub struct NodeList {
+    listed: Mutex<Option<Listed>>,
+    power: Arc<Power>,
+}
+
+impl NodeList {
+    /// None: the volume is not in it.
+    pub fn get(&self) -> Option<Listed> {
+        self.listed.lock().clone()
+    }
+
+    pub fn set(&self, listed: Listed) -> io::Result<()> {
+        match self.power.request() {
+            Current::Flows => {
+                *self.listed.lock() = Some(listed);
                 Ok(())
             }
             Current::Goes | Current::Gone => Err(dark()),
@@ -408,6 +466,7 @@ pub struct Home {
     pub maps: Arc<NodeMaps>,
     pub staging: Arc<NodeStaging>,
     pub lost: Arc<NodeLost>,
+    pub list: NodeList,
     pub block_size: u32,
     power: Arc<Power>,
 }
@@ -423,6 +482,10 @@ impl Home {
                 kept: Arc::default(),
                 power: Arc::clone(power),
             }),
+            list: NodeList {
+                listed: Mutex::new(None),
+                power: Arc::clone(power),
+            },
             block_size,
             power: Arc::clone(power),
         }

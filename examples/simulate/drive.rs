@@ -13,6 +13,7 @@ use lockstepfs::journal::Journal;
 use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::follower::{Output, failure};
 use lockstepfs::mirror::master::Action;
+use lockstepfs::mirror::roles::Listed;
 use lockstepfs::units::Txid;
 use lockstepfs::wire::message::{Message, Mode};
 use states::State;
@@ -38,6 +39,7 @@ impl World {
         for n in 0..self.nodes.len() {
             self.nodes[n].clock.advance(by);
         }
+        self.deliver();
         for n in 0..self.nodes.len() {
             if self.nodes[n].is_up() && self.nodes[n].busy_until <= self.now {
                 self.node_step(n);
@@ -60,9 +62,11 @@ impl World {
                     self.mirror_step(n, v, &mut host);
                     self.put_host(n, v, Host::Mirror(host));
                 }
+                Some(Host::Asking(asking)) => self.asking_step(n, v, asking),
                 Some(Host::Closed(why)) => {
-                    self.refuse_calls(n, v, &why);
                     self.put_host(n, v, Host::Closed(why));
+                    let faulty = self.nodes[n].faulty;
+                    self.closed_step(n, v, faulty);
                 }
                 None => self.first_call(n, v),
             }
@@ -75,8 +79,9 @@ impl World {
     // ---- the master's side ----
 
     fn master_step(&mut self, n: usize, v: usize, host: &mut MasterHost) {
+        self.refuse_masters(n, v, host);
         if !host.committing
-            && let Err(error) = self.let_in(v, host)
+            && let Err(error) = self.let_in(n, v, host)
         {
             self.cut_short(n, v, &error);
         }
@@ -125,7 +130,7 @@ impl World {
         }
         self.nodes[n].homes[&v].maps.remove(&peer);
         if host.open.slots.all().is_empty() {
-            self.volumes[v].golden.lock().end();
+            self.volumes[v].lines.of(n).golden.lock().end();
         }
     }
 
@@ -201,7 +206,7 @@ impl World {
                 verdict.differing
             );
         }
-        self.check_driver(v, peer, host, driver);
+        self.check_driver(n, v, peer, host, driver);
         true
     }
 
@@ -314,7 +319,7 @@ impl World {
         }
         self.tally.check("decision of a reconnect", 1);
         let marked = driver.mirror.slot().state.lock().map.count();
-        let golden = self.volumes[v].golden.lock();
+        let golden = self.volumes[v].lines.of(n).golden.lock();
         driver.stint = match mode {
             Mode::InSync => None,
             _ => Some(Stint {
@@ -337,7 +342,14 @@ impl World {
     }
 
     /// What can be said of a mirror at any time, from its master's side.
-    fn check_driver(&mut self, v: usize, peer: usize, host: &MasterHost, driver: &mut Driver) {
+    fn check_driver(
+        &mut self,
+        n: usize,
+        v: usize,
+        peer: usize,
+        host: &MasterHost,
+        driver: &mut Driver,
+    ) {
         let status = driver.mirror.status(self.now);
         if status.state == State::InSync {
             assert!(
@@ -356,7 +368,7 @@ impl World {
         );
         if status.state == State::InSync {
             // While a disk fails, what either side learnt may not outlast it.
-            let faulty = self.nodes[self.volumes[v].shape.master].faulty || self.nodes[peer].faulty;
+            let faulty = self.nodes[n].faulty || self.nodes[peer].faulty;
             let volume = &mut self.volumes[v];
             volume.complete.insert(peer);
             if !faulty {
@@ -364,7 +376,7 @@ impl World {
             }
             if let Some(stint) = driver.stint.take() {
                 let sent = status.bytes_bulk - stint.bulk;
-                let changed = volume.golden.lock().changed_bytes - stint.changed;
+                let changed = volume.lines.of(n).golden.lock().changed_bytes - stint.changed;
                 let slack = 1 << 20;
                 // Nothing marked at the beginning: the log brings the marks, and they are counted as it is read.
                 if let Some(marked) = stint.marked.filter(|marked| *marked > 0) {
@@ -380,7 +392,7 @@ impl World {
 
     // ---- the mirror's side ----
 
-    fn calls(&self, n: usize, v: usize) -> Vec<ConnId> {
+    pub fn calls(&self, n: usize, v: usize) -> Vec<ConnId> {
         let ours = |id: &ConnId| {
             let conn = self.net.get(*id);
             conn.is_some_and(|conn| conn.volume == v && conn.mirror == n && conn.open[1])
@@ -393,6 +405,9 @@ impl World {
         for id in self.calls(n, v) {
             match self.net.receive(id, End::Mirror, self.now) {
                 Some(Heard::Frame(message @ Message::Hello { .. }, payload)) => {
+                    if !self.listens(n, v, id, &message) {
+                        return;
+                    }
                     let facts = self.nodes[n].homes[&v].facts.stored();
                     match self.open_mirror(n, v, facts) {
                         Ok(Host::Mirror(mut host)) => {
@@ -415,21 +430,6 @@ impl World {
         }
     }
 
-    fn refuse_calls(&mut self, n: usize, v: usize, why: &str) {
-        for id in self.calls(n, v) {
-            if let Some(Heard::Frame(..)) = self.net.receive(id, End::Mirror, self.now) {
-                let refused = Message::Refused {
-                    code: states::Cause::MirrorDamaged.word().to_owned(),
-                    detail: why.to_string(),
-                    severe: true,
-                };
-                self.net
-                    .send(id, End::Mirror, refused, Vec::new(), self.now, &self.random);
-                self.net.close(id, End::Mirror);
-            }
-        }
-    }
-
     fn mirror_step(&mut self, n: usize, v: usize, host: &mut MirrorHost) {
         let mut heard = false;
         for id in self.calls(n, v) {
@@ -443,6 +443,9 @@ impl World {
                             let hello = matches!(message, Message::Hello { .. });
                             if !hello {
                                 self.net.close(id, End::Mirror);
+                                break;
+                            }
+                            if !self.listens(n, v, id, &message) {
                                 break;
                             }
                             self.hung_up(n, v, host, "the master called anew");
@@ -467,6 +470,14 @@ impl World {
                     None => break,
                 }
             }
+        }
+        if let Some(conn) = host.call.and_then(|id| self.net.get(id))
+            && self.nodes[n].homes[&v].list.get().is_none()
+            && self.nodes[n].homes[&v].facts.stored().is_some()
+        {
+            // As the daemon, which lists what it made parts for.
+            let master = self.nodes[conn.master].name.clone();
+            self.list(n, v, Listed::Mirror(master));
         }
         if heard && host.call.is_some() {
             let handled = host.follower.idle();
@@ -507,7 +518,7 @@ impl World {
     }
 
     /// What a follower did, or that it can not go on: it says why, and hangs up.
-    fn handled(
+    pub fn handled(
         &mut self,
         n: usize,
         v: usize,
@@ -566,13 +577,17 @@ impl World {
                     }
                     self.note(|| format!("v{v} n{n}: the master says: {reason}"));
                 }
-                Output::Invalidate(_) | Output::Status(_) | Output::KeptAside(..) => {}
+                Output::KeptAside(id, _) => self.kept_aside(n, v, &id),
+                Output::Invalidate(_) | Output::Status(_) => {}
             }
         }
     }
 
     /// What a mirror shows is what its master had at that transaction.
     pub fn check_mirror(&mut self, n: usize, v: usize, host: &mut MirrorHost, whole: bool) {
+        if self.follows(n, v, &host.follower.facts().generations) {
+            host.seen = None;
+        }
         self.keeps_promises(n, v, &host.follower);
         let Some(fs) = host.follower.fs() else {
             host.seen = None;
@@ -592,8 +607,13 @@ impl World {
             return;
         }
         let who = format!("n{n}'s copy of v{v}");
-        let golden = Arc::clone(&self.volumes[v].golden);
+        let golden = Arc::clone(&self.volumes[v].lines.of(n).golden);
         let golden = golden.lock();
+        if golden.since == Some(at) && !self.volumes[v].complete.contains(&n) {
+            // It was made a mirror again. While there was none, what had no name yet was lost with its name only.
+            host.seen = None;
+            return;
+        }
         assert!(
             at <= golden.last || golden.since.is_none(),
             "I1: {who} shows transaction {at}, the master never had more than {}",

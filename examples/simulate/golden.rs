@@ -25,7 +25,7 @@ pub struct Snapshot {
     pub unsure: BTreeSet<String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Golden {
     versions: BTreeMap<BlockNo, Vec<(Txid, u64)>>,
     by_txid: BTreeMap<Txid, Vec<BlockNo>>,
@@ -193,6 +193,47 @@ impl Golden {
         self.versions.retain(|_, versions| !versions.is_empty());
         self.by_txid.retain(|t, _| *t <= txid);
         self.snapshots.retain(|t, _| *t <= txid);
+    }
+
+    /// Another node goes on from `fork`, with a copy that showed it.
+    pub fn branch(&mut self, fork: Txid) {
+        self.cut(fork);
+        if fork > self.last {
+            // Its master never heard that it was durable: its files are those of now.
+            return;
+        }
+        match self.snapshots.range(..=fork).next_back() {
+            Some((_, snapshot)) if self.since.is_some_and(|since| since <= fork) => {
+                let now = snapshot.clone();
+                self.now = Some(now.clone());
+                self.snapshots.insert(fork, now);
+            }
+            // A copy from before the base, or of a history that nobody followed.
+            _ => self.end(),
+        }
+        self.last = self.last.min(fork);
+    }
+
+    /// The files at a transaction.
+    pub fn files_at(&self, txid: Txid) -> Option<&Snapshot> {
+        let since = self.since?;
+        if self.blind || txid < since || txid > self.last {
+            return None;
+        }
+        let known = self.snapshots.range(..=txid).next_back();
+        known.map(|(_, snapshot)| snapshot)
+    }
+
+    /// The blocks that transactions after `from`, up to `to`, changed, and their digests then.
+    pub fn changed_between(&self, from: Txid, to: Txid) -> BTreeMap<BlockNo, u64> {
+        let range = (
+            std::ops::Bound::Excluded(from),
+            std::ops::Bound::Included(to),
+        );
+        let blocks = self.by_txid.range(range).flat_map(|(_, blocks)| blocks);
+        blocks
+            .filter_map(|block| Some((*block, self.at(*block, to)?)))
+            .collect()
     }
 
     /// A master was opened again. A transaction that it was committing when the power went may be there or not;

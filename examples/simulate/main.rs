@@ -6,13 +6,17 @@
 //! Ends after N seeds or S seconds, whichever is first; exits with 1 when an invariant was violated.
 
 mod device;
+mod dispute;
 mod drive;
 mod files;
 mod golden;
 mod image;
+mod lines;
+mod lost;
 mod net;
 mod node;
 mod policy;
+mod roles;
 mod run;
 mod script;
 mod sync;

@@ -3,7 +3,7 @@
 //! Owns the product's objects. What the daemon does around them with threads and sockets (dial, hand frames over, give
 //! up) is done here in the same order, one step at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use lockstepfs::mirror::follower::Follower;
 use lockstepfs::mirror::master::Mirror;
 use lockstepfs::mirror::open::OpenMaster;
 use lockstepfs::mirror::policy::OnFull;
+use lockstepfs::mirror::roles::Answer;
 use lockstepfs::units::Txid;
 use parking_lot::Mutex;
 use states::State;
@@ -47,8 +48,22 @@ impl Node {
 pub enum Host {
     Master(Box<MasterHost>),
     Mirror(Box<MirrorHost>),
+    /// It asks the other nodes who is the master.
+    Asking(Asking),
     /// It could not be opened, or gave up: the operator has to mend the disk and start the node again.
     Closed(String),
+}
+
+/// A volume that is opened once the answers have come, or no longer are waited for.
+pub struct Asking {
+    /// Names the questions.
+    pub ticket: u64,
+    pub until: Duration,
+    /// Nodes that have not answered.
+    pub waiting: BTreeSet<usize>,
+    pub answers: Vec<Answer>,
+    /// A disk failed before the node was started.
+    pub faulty: bool,
 }
 
 pub struct MasterHost {

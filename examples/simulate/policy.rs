@@ -108,9 +108,9 @@ impl World {
         let changed = match host.writing.is_some() {
             true => {
                 self.tally.check("change that had to wait", 1);
-                self.let_in(v, &mut host)
+                self.let_in(n, v, &mut host)
             }
-            false => what(&self.work_on(v, &host)).map(|left| {
+            false => what(&self.work_on(n, v, &host)).map(|left| {
                 host.writing = left;
             }),
         };
@@ -118,10 +118,10 @@ impl World {
         changed
     }
 
-    fn work_on<'a>(&'a self, v: usize, host: &'a MasterHost) -> Work<'a> {
+    fn work_on<'a>(&'a self, n: usize, v: usize, host: &'a MasterHost) -> Work<'a> {
         Work {
             fs: &host.open.shared.fs,
-            golden: &self.volumes[v].golden,
+            golden: &self.volumes[v].lines.of(n).golden,
             random: &self.random,
             room: self.volumes[v].room(),
             door: &host.door,
@@ -130,12 +130,12 @@ impl World {
     }
 
     /// Whoever was held back tries again.
-    pub fn let_in(&mut self, v: usize, host: &mut MasterHost) -> Result<(), FsError> {
+    pub fn let_in(&mut self, n: usize, v: usize, host: &mut MasterHost) -> Result<(), FsError> {
         let Some(writing) = host.writing.take() else {
             return Ok(());
         };
         let since = writing.since.unwrap_or(self.now);
-        host.writing = self.work_on(v, host).go_on(writing)?;
+        host.writing = self.work_on(n, v, host).go_on(writing)?;
         if let Some(Writing { since: Some(_), .. }) = &host.writing {
             assert!(
                 since + LONGEST > self.now,

@@ -68,6 +68,9 @@ pub fn run(script: &Script) -> (Tally, Option<Violation>) {
 fn settled(world: &mut World) -> bool {
     (0..world.volumes.len()).all(|v| {
         let now = world.now;
+        if world.masters(v).len() != 1 {
+            return false;
+        }
         let Some(n) = world.master_of(v) else {
             return false;
         };
@@ -109,6 +112,7 @@ fn finish(world: &mut World, seed: u64) {
         // What was not committed yet is, now; then once more.
         let quiet = (0..world.volumes.len()).all(|v| world.sync_all(v));
         if quiet {
+            (0..world.volumes.len()).for_each(|v| world.one_master(v));
             equal(world);
             at_rest(world, seed);
             return;
@@ -150,7 +154,7 @@ fn equal(world: &mut World) {
         };
         let shared = host.open.shared.clone();
         let peers: Vec<usize> = host.drivers.keys().copied().collect();
-        let expected = world.volumes[v].golden.lock().files().clone();
+        let expected = world.volumes[v].lines.of(n).golden.lock().files().clone();
         let who = format!("the master n{n} of v{v}");
         files::compare(&shared.fs, &expected, "I2", &who)
             .unwrap_or_else(|error| panic!("I2: {error}"));
@@ -158,6 +162,8 @@ fn equal(world: &mut World) {
         let blocks = shared.volume.blocks_count();
         let at = shared.journal.last_committed();
         world.volumes[v]
+            .lines
+            .of(n)
             .golden
             .lock()
             .compare(&shared.journal, blocks, at, None, &who);
@@ -173,7 +179,7 @@ fn equal(world: &mut World) {
             let applied = shared.log_position(host.follower.applied());
             assert_eq!(applied, at, "I2: n{peer} is in sync");
             let who = format!("n{peer}'s copy of v{v}");
-            let golden = Arc::clone(&world.volumes[v].golden);
+            let golden = Arc::clone(&world.volumes[v].lines.of(n).golden);
             let compared = golden.lock().compare(fs.journal(), blocks, at, None, &who);
             files::compare(&fs, &expected, "I2", &who)
                 .unwrap_or_else(|error| panic!("I2: {error}"));

@@ -57,6 +57,8 @@ kinds! {
     Delete 1 "mirror delete",
     Set 5 "mirror set",
     Create 3 "mirror create",
+    Promote 10 "promote",
+    Rejoin 1 "rejoin",
     Verify 3 "verify",
     WriteMirror 3 "write to a mirror",
     CrashImage 2 "crash image given to e2fsck",

@@ -89,7 +89,7 @@ impl World {
         let Some((n, fs)) = self.master_fs(v) else {
             return false;
         };
-        let golden = Arc::clone(&self.volumes[v].golden);
+        let golden = Arc::clone(&self.volumes[v].lines.of(n).golden);
         match files::sync(&fs, &golden, &self.random) {
             Ok(txid) => self.durable_here(n, v, &fs, txid),
             Err(error) => self.operation_failed(n, &error),
@@ -115,7 +115,7 @@ impl World {
             }
         };
         let txid = commit.txid();
-        self.volumes[v].golden.lock().prepared(txid);
+        self.volumes[v].lines.of(n).golden.lock().prepared(txid);
         self.set_committing(n, v, true);
         let rounds = self.random.below(8);
         self.rounds(rounds, 15);
@@ -137,7 +137,11 @@ impl World {
         }
         match commit.finish() {
             Ok(_) => self.durable_here(n, v, &fs, txid),
-            Err(error) => self.operation_failed(n, &error),
+            Err(error) => {
+                self.operation_failed(n, &error);
+                // Its master gave it up: mirrors may be told to.
+                self.volumes[v].lines.of(n).golden.lock().pending = None;
+            }
         }
         self.noticed_dark(n);
         true
@@ -181,7 +185,7 @@ impl World {
             fs.committed() >= txid,
             "I3: transaction {txid} was acknowledged before it was committed"
         );
-        let acked = &mut self.volumes[v].acked;
+        let acked = &mut self.volumes[v].lines.of_mut(n).acked;
         *acked = txid.max(*acked);
         let now = self.now;
         let Some(Host::Master(host)) = self.host(n, v) else {
@@ -292,7 +296,7 @@ impl World {
             "I4: transaction {promised} of v{v} was acknowledged in sync mode, n{n} has no more than {durable}"
         );
         let sent = volume.durable.get(&n).copied().unwrap_or_default();
-        let known = volume.golden.lock().newest_until(sent);
+        let known = volume.lines.of(n).golden.lock().newest_until(sent);
         assert!(
             durable >= known,
             "I3: transaction {known} of v{v} was acknowledged by n{n}, which came back with {durable}"

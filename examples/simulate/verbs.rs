@@ -98,6 +98,8 @@ impl World {
                 let v = self.random.below(self.volumes.len() as u64) as usize;
                 self.create(v)
             }
+            Kind::Promote => self.promote_some(),
+            Kind::Rejoin => self.rejoin_some(),
             Kind::Verify => self.verify(),
             Kind::WriteMirror => self.write_mirror(),
             Kind::CrashImage => self.crash_image(),
@@ -182,7 +184,7 @@ impl World {
     /// How far an operation came that the disk cut short is not known by name.
     pub fn cut_short(&mut self, n: usize, v: usize, error: &FsError) {
         self.operation_failed(n, error);
-        let mut golden = self.volumes[v].golden.lock();
+        let mut golden = self.volumes[v].lines.of(n).golden.lock();
         golden.files().unsure.extend(files::all_names());
     }
 
@@ -252,14 +254,12 @@ impl World {
 
     /// Whatever has to do with this node may have to be compared or copied again.
     pub fn excuse(&mut self, n: usize) {
-        for volume in &mut self.volumes {
-            let mirrors = &volume.shape.mirrors;
-            match volume.shape.master == n {
-                true => volume.excused.extend(mirrors),
-                false if mirrors.contains(&n) => {
-                    volume.excused.insert(n);
-                }
-                false => {}
+        for v in 0..self.volumes.len() {
+            let others = self.others(n, v);
+            let volume = &mut self.volumes[v];
+            volume.excused.insert(n);
+            if volume.lines.is_master(n) {
+                volume.excused.extend(others);
             }
         }
     }
@@ -316,7 +316,7 @@ impl World {
 
     fn lose_map(&mut self) -> bool {
         let v = self.some_volume();
-        let n = self.volumes[v].shape.master;
+        let n = self.random.below(self.nodes.len() as u64) as usize;
         if self.nodes[n].is_up() || !self.nodes[n].homes[&v].maps.lose_one(&self.random) {
             return false;
         }
@@ -377,11 +377,8 @@ impl World {
         let Some(Host::Master(mut host)) = self.take_host(n, v) else {
             return false;
         };
-        let mirrors = &self.volumes[v].shape.mirrors;
-        let lacking = mirrors
-            .iter()
-            .copied()
-            .find(|peer| !host.drivers.contains_key(peer));
+        let others = self.others(n, v).into_iter();
+        let lacking = { others }.find(|peer| !host.drivers.contains_key(peer));
         if let Some(peer) = lacking {
             let name = self.nodes[peer].name.clone();
             // A slow copy is one into which more can break.
@@ -389,7 +386,7 @@ impl World {
             match host.open.add_mirror(&name, rate) {
                 Ok(slot) => {
                     let shared = &host.open.shared;
-                    let mut golden = self.volumes[v].golden.lock();
+                    let mut golden = self.volumes[v].lines.of(n).golden.lock();
                     let first = host.drivers.is_empty() && !self.nodes[n].faulty;
                     if golden.since.is_none() && first {
                         golden.begin(&shared.journal, shared.volume.blocks_count(), &shared.log);
@@ -405,6 +402,10 @@ impl World {
                     self.note(|| format!("v{v} n{n}->n{peer}: created with {wishes:?}"));
                     mirror.set_wishes(wishes);
                     self.volumes[v].complete.remove(&peer);
+                    if self.volumes[v].lines.is_master(peer) {
+                        // What it gives up for this master says nothing of the time before the mirror was made.
+                        self.volumes[v].excused.insert(peer);
+                    }
                     self.note(|| format!("v{v} n{n}->n{peer}: mirror create"));
                     self.add_driver(&mut host, n, v, peer, mirror);
                     listen(&host.open);
@@ -531,13 +532,17 @@ impl World {
 
     /// Restarts what has stopped, as an operator would who reads the status.
     pub fn operate(&mut self) {
+        let disputed = (0..self.volumes.len()).any(|v| self.settle_disputes(v));
+        if disputed {
+            return;
+        }
         for n in 0..self.nodes.len() {
             let hosts = self.nodes[n].hosts.as_ref();
             let stuck = hosts.is_some_and(|hosts| {
                 hosts.values().any(|host| match host {
                     Host::Closed(_) => true,
                     Host::Master(host) => host.open.shared.fs.failure().is_some(),
-                    Host::Mirror(_) => false,
+                    Host::Mirror(_) | Host::Asking(_) => false,
                 })
             });
             if stuck {

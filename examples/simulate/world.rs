@@ -11,25 +11,27 @@ use std::time::Duration;
 use lockstepfs::fs::{Durability, FsError};
 use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
 use lockstepfs::io::{Clock, Timespec};
+use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::follower::{Env, Follower};
 use lockstepfs::mirror::lost::LostStore;
 use lockstepfs::mirror::master::Mirror;
 use lockstepfs::mirror::open::{MapStore, MasterOptions, open_master};
 use lockstepfs::mirror::rate::Rate;
+use lockstepfs::mirror::roles::Listed;
 use lockstepfs::mirror::staging::StagingStore;
 use lockstepfs::units::Txid;
 use lockstepfs::volume::facts::{Copy, FactStore, Facts, Role};
-use parking_lot::Mutex;
 use states::State;
 
 use super::device::{Home, Power};
 use super::drive;
 use super::files;
-use super::golden::Golden;
 use super::image;
+use super::lines::Lines;
 use super::net::{End, Net};
 use super::node::{Driver, Host, MasterHost, MirrorHost, Node};
 use super::policy::Door;
+use super::roles::Letter;
 use super::script::{Script, VolumeShape};
 use super::sync::listen;
 use super::tally::Tally;
@@ -41,9 +43,8 @@ const TRACE: usize = 60;
 pub struct VolumeState {
     pub name: String,
     pub shape: VolumeShape,
-    pub golden: Arc<Mutex<Golden>>,
-    /// The last transaction that was acknowledged to an application.
-    pub acked: Txid,
+    /// What its masters had, one history for each node that was made the master.
+    pub lines: Lines,
     /// Per mirror: the last transaction of which an acknowledgement left it.
     pub durable: BTreeMap<usize, Txid>,
     /// Per mirror: the last transaction that an application was told to be there.
@@ -70,6 +71,8 @@ pub struct World {
     pub net: Net,
     pub now: Duration,
     pub tally: Tally,
+    /// Questions about roles, and answers, under way.
+    pub letters: Vec<Letter>,
     /// What happened last, for a failing run.
     pub trace: VecDeque<String>,
 }
@@ -99,6 +102,7 @@ impl World {
             net: Net::default(),
             now: Duration::ZERO,
             tally: Tally::default(),
+            letters: Vec::new(),
             trace: VecDeque::new(),
             random,
         };
@@ -113,8 +117,7 @@ impl World {
         self.volumes.push(VolumeState {
             name: format!("v{v}"),
             shape: shape.clone(),
-            golden: Arc::new(Mutex::new(Golden::new(shape.block_size as usize))),
-            acked: Txid(0),
+            lines: Lines::new(shape),
             durable: BTreeMap::new(),
             promised: BTreeMap::new(),
             complete: BTreeSet::new(),
@@ -140,6 +143,7 @@ impl World {
             }
             self.nodes[n].homes.insert(v, home);
         }
+        self.list(shape.master, v, Listed::Master);
         self.open_host(shape.master, v);
         if let Some(Host::Master(host)) = self.host(shape.master, v) {
             let fs = Arc::clone(&host.open.shared.fs);
@@ -173,12 +177,13 @@ impl World {
         }
     }
 
-    /// The node that is the volume's master and up, with the volume open.
+    /// A node that is the volume's master and up, with the volume open: one of them, if it was disputed.
     pub fn master_of(&self, v: usize) -> Option<usize> {
-        (0..self.nodes.len()).find(|n| {
-            let hosts = self.nodes[*n].hosts.as_ref();
-            matches!(hosts.and_then(|hosts| hosts.get(&v)), Some(Host::Master(_)))
-        })
+        let masters = self.masters(v);
+        match masters.len() {
+            0 | 1 => masters.first().copied(),
+            several => Some(masters[self.random.below(several as u64) as usize]),
+        }
     }
 
     // ---- power ----
@@ -249,7 +254,7 @@ impl World {
         let volumes: Vec<usize> = self.nodes[n].homes.keys().copied().collect();
         for v in volumes {
             if self.nodes[n].homes[&v].facts.stored().is_some() {
-                self.open_host(n, v);
+                self.start_volume(n, v);
             }
             if self.noticed_dark(n) {
                 // An opening that was cut short has its mirrors compared: nobody knows whether somebody else wrote.
@@ -268,16 +273,9 @@ impl World {
         let mut unclean = false;
         for (v, host) in hosts {
             let closed = match host {
-                Host::Master(host) => {
-                    // As the daemon: mirrors that are away are waited for no more, and who still waits hears nothing.
-                    host.syncs.lock().stopping = true;
-                    host.open.shared.gate.stop();
-                    self.answered(v, &host, None);
-                    host.open.shared.journal.on_prepared(None);
-                    host.open.close()
-                }
+                Host::Master(host) => self.close_master(v, &host),
                 Host::Mirror(mut host) => host.follower.close().map(drop),
-                Host::Closed(_) => Ok(()),
+                Host::Closed(_) | Host::Asking(_) => Ok(()),
             };
             if let Err(error) = closed {
                 unclean = true;
@@ -297,6 +295,15 @@ impl World {
         }
     }
 
+    /// As the daemon: mirrors that are away are waited for no more, and who still waits hears nothing.
+    pub fn close_master(&mut self, v: usize, host: &MasterHost) -> Result<(), MirrorError> {
+        host.syncs.lock().stopping = true;
+        host.open.shared.gate.stop();
+        self.answered(v, host, None);
+        host.open.shared.journal.on_prepared(None);
+        host.open.close()
+    }
+
     /// Something failed on a node: no surprise after what was done to it, a violation otherwise.
     pub fn error(&mut self, n: usize, what: &str) {
         let excused = self.nodes[n].faulty || !self.nodes[n].power.is_on();
@@ -309,7 +316,7 @@ impl World {
 
     // ---- opening ----
 
-    fn open_host(&mut self, n: usize, v: usize) {
+    pub fn open_host(&mut self, n: usize, v: usize) {
         let Some(facts) = self.nodes[n].homes[&v].facts.stored() else {
             return;
         };
@@ -326,7 +333,7 @@ impl World {
         }
     }
 
-    fn open_master(&mut self, n: usize, v: usize, facts: Facts) -> Result<Host, String> {
+    pub fn open_master(&mut self, n: usize, v: usize, facts: Facts) -> Result<Host, String> {
         let node = &self.nodes[n];
         let home = &node.homes[&v];
         let options = MasterOptions {
@@ -341,7 +348,7 @@ impl World {
         let open = open_master(home.volume(), facts, &options).map_err(|e| e.to_string())?;
         let records = open.shared.facts.lock().peers.clone();
         self.recovered(v, n, &open)?;
-        let golden = Arc::clone(&self.volumes[v].golden);
+        let golden = Arc::clone(&self.volumes[v].lines.of(n).golden);
         let journal = Arc::downgrade(&open.shared.journal);
         open.shared.fs.on_commit(Box::new(move |txid| {
             if let Some(journal) = journal.upgrade() {
@@ -349,6 +356,7 @@ impl World {
             }
         }));
         let gate = Arc::clone(&open.shared.gate);
+        open.shared.members.lock().clone_from(&self.members(v));
         let mut host = MasterHost {
             told: open.shared.journal.last_committed(),
             open,
@@ -392,29 +400,31 @@ impl World {
         open: &lockstepfs::mirror::open::OpenMaster,
     ) -> Result<(), String> {
         let faulty = self.nodes[n].faulty;
-        let volume = &mut self.volumes[v];
         let shared = &open.shared;
+        let volume = &mut self.volumes[v];
+        let promoted = volume.lines.opened(n, shared);
+        let line = volume.lines.of_mut(n);
         if faulty {
             // Its disk may have lost what it had been told to flush: from here on nobody can say what each block was.
-            volume.acked = volume.acked.min(shared.fork);
+            line.acked = line.acked.min(shared.fork);
             for promised in volume.promised.values_mut() {
                 *promised = shared.fork.min(*promised);
             }
-            let mut golden = volume.golden.lock();
+            let mut golden = line.golden.lock();
             golden.end();
             golden.blind = true;
         }
-        if volume.golden.lock().since.is_none() {
+        if line.golden.lock().since.is_none() {
             // Nobody asks for the name of a state that no mirror has; what it contains is looked at below.
-            volume.acked = volume.acked.min(shared.fork);
+            line.acked = line.acked.min(shared.fork);
         }
         assert!(
-            shared.fork >= volume.acked,
+            shared.fork >= line.acked,
             "I3: transaction {} of v{v} was acknowledged, its master n{n} came back with {}",
-            volume.acked,
+            line.acked,
             shared.fork
         );
-        let mut golden = volume.golden.lock();
+        let mut golden = line.golden.lock();
         let fresh = golden.last == Txid(0);
         golden.reopened(shared);
         let exact = golden.since.is_some();
@@ -440,13 +450,14 @@ impl World {
             expected.unsure.remove(&name);
         }
         files::compare(&shared.fs, &expected, "I3", &format!("the master n{n}"))?;
-        drive::sound(
-            &shared.journal,
-            &format!("the master n{n} of {}", volume.name),
-        );
+        drive::sound(&shared.journal, &format!("the master n{n} of v{v}"));
         self.tally.check("files of a master that was opened", 1);
-        let mut golden = self.volumes[v].golden.lock();
+        let mut golden = self.volumes[v].lines.of(n).golden.lock();
         *golden.files() = expected;
+        if promoted && golden.since.is_none() {
+            // A copy of which too little is known: what it has is what counts from here on.
+            golden.begin(&shared.journal, shared.volume.blocks_count(), &shared.log);
+        }
         Ok(())
     }
 
@@ -495,6 +506,7 @@ impl World {
         let name = self.volumes[v].name.clone();
         let (follower, outputs) =
             Follower::open(env, name, facts, volume).map_err(|e| e.to_string())?;
+        self.follows(n, v, &follower.facts().generations);
         self.keeps_promises(n, v, &follower);
         let mut host = MirrorHost {
             follower,

@@ -27,6 +27,8 @@ pub const ALL: &[&str] = &[
     "clear-on-send",
     // In sync mode a sync is answered without the mirrors.
     "ack-without-mirror",
+    // A master that becomes a mirror drops what only it had, and keeps none of it aside.
+    "drop-without-keeping",
 ];
 
 #[cfg(feature = "planted")]

@@ -23,6 +23,7 @@ fn reasons(bug: &str) -> &'static [&'static str] {
         "switch-early" => &["I7"],
         "clear-on-send" => &["I1", "I2"],
         "ack-without-mirror" => &["I4"],
+        "drop-without-keeping" => &["lost"],
         other => panic!("what does {other} break?"),
     }
 }

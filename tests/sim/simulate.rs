@@ -7,6 +7,8 @@
 
 #[path = "../../examples/simulate/device.rs"]
 mod device;
+#[path = "../../examples/simulate/dispute.rs"]
+mod dispute;
 #[path = "../../examples/simulate/drive.rs"]
 mod drive;
 #[path = "../../examples/simulate/files.rs"]
@@ -15,12 +17,18 @@ mod files;
 mod golden;
 #[path = "../../examples/simulate/image.rs"]
 mod image;
+#[path = "../../examples/simulate/lines.rs"]
+mod lines;
+#[path = "../../examples/simulate/lost.rs"]
+mod lost;
 #[path = "../../examples/simulate/net.rs"]
 mod net;
 #[path = "../../examples/simulate/node.rs"]
 mod node;
 #[path = "../../examples/simulate/policy.rs"]
 mod policy;
+#[path = "../../examples/simulate/roles.rs"]
+mod roles;
 #[path = "../../examples/simulate/run.rs"]
 pub mod run;
 #[path = "../../examples/simulate/script.rs"]

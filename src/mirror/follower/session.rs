@@ -63,8 +63,8 @@ impl Follower {
             Some((Cause::NameTaken, detail))
         } else if relation == Relation::Ahead && facts.volume_id != 0 {
             let detail = format!(
-                "{volume} on {} follows a history that goes on from this master's: {master} is its master no more",
-                self.env.node
+                "{volume} on {ours} follows a history that goes on from this master's: {master} is its master no more; to keep the copy of {master}, on {ours}: lockstep rejoin {volume} {master} --discard {ours}",
+                ours = self.env.node
             );
             Some((Cause::TwoMasters, detail))
         } else {
@@ -129,6 +129,10 @@ impl Follower {
         let stepped = match stepped {
             Err(MirrorError::Refused { cause, detail }) => {
                 self.follow(out)?;
+                let (name, ours) = (&self.name, &self.env.node);
+                let detail = format!(
+                    "{detail}; to keep the copy of {master}, on {ours}: lockstep rejoin {name} {master} --discard {ours}"
+                );
                 return Ok(Some((cause, detail)));
             }
             other => other?,

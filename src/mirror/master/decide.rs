@@ -33,13 +33,16 @@ impl Mirror {
         tracing::info!(volume = %self.shared.name, peer = %self.peer, "{outcome}: {:?}", outcome.decision);
         self.detail = match outcome.decision {
             Decision::Error(Conflict::Diverged(split)) => format!(
-                "{}: both have everything up to transaction {}; keeping the master's copy loses {} to {} of the mirror, keeping the mirror's loses {} to {} of the master",
+                "{}: both have everything up to transaction {}; keeping the master's copy loses {} to {} of the mirror, keeping the mirror's loses {} to {} of the master; to keep the master's, on {peer}: lockstep rejoin {} {} --discard {peer}",
                 split.split,
                 split.shared,
                 split.shared + 1,
                 split.mirror,
                 split.shared + 1,
-                split.master
+                split.master,
+                self.shared.name,
+                self.shared.node,
+                peer = self.peer
             ),
             _ => outcome.to_string(),
         };

@@ -73,13 +73,29 @@ pub fn called(
         (Listed::Master, Relation::Equal | Relation::Unrelated) => two_masters(at),
         (Listed::Mirror(master), _) if master == caller => Called::Listen,
         (Listed::Mirror(_), Relation::Behind { fork }) => Called::Follow { fork },
+        // It holds nothing of anybody's yet.
+        (Listed::Mirror(_), _) if facts.generations.is_empty() => Called::Follow { fork: Txid(0) },
         (Listed::Mirror(master), Relation::Ahead) => Called::Refuse(
             Cause::TwoMasters,
             format!(
-                "{name} on {ours} follows {master}, whose history goes on from that of {caller}: {caller} is its master no more; on {caller}: lockstep rejoin {name} {master}"
+                "{name} on {ours} follows {master}, whose history goes on from that of {caller}: {caller} is its master no more; on {caller}: lockstep rejoin {name} {master}; to keep the copy of {caller}, on {ours}: lockstep rejoin {name} {caller} --discard {ours}"
             ),
         ),
-        (Listed::Mirror(master), _) => another_mirror(at, master),
+        // The copy is of the caller's history, and the one that is listed has called since: nobody here knows who is the
+        // master.
+        (Listed::Mirror(master), Relation::Equal) => Called::Refuse(
+            Cause::TwoMasters,
+            format!(
+                "{name} on {ours} follows {master}, which was made the master, too; if {caller} is its master, on {ours}: lockstep rejoin {name} {caller}"
+            ),
+        ),
+        (Listed::Mirror(master), Relation::Diverged { shared }) => Called::Refuse(
+            Cause::Diverged,
+            format!(
+                "{name} on {ours} follows {master}, and has a history that left that of {caller} after transaction {shared}; to keep the copy of {caller}, on {ours}: lockstep rejoin {name} {caller} --discard {ours}"
+            ),
+        ),
+        (Listed::Mirror(master), Relation::Unrelated) => another_mirror(at, master),
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use states::Cause;
 
-use super::{Relation, relation, shared_lineage};
+use super::{Relation, is_whole, relation, shared_lineage};
 use crate::fs::{How, open_volume_noting};
 use crate::journal::{Journal, JournalError, ResumeEnd, TxnInfo};
 use crate::mirror::dirty::{DirtyError, DirtyMap};
@@ -21,7 +21,7 @@ use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::shipment::touched;
 use crate::mirror::{MirrorError, guard, stamps};
-use crate::units::{BlockNo, BlockRange, Generation, Txid};
+use crate::units::{BlockNo, BlockRange, Generation, Txid, planted};
 use crate::volume::Volume;
 use crate::volume::facts::{Copy, FactStore, Facts, Lineage, Role};
 
@@ -152,6 +152,43 @@ impl StepBack<'_> {
             cause: Cause::Diverged,
             detail,
         }
+    }
+
+    /// `rejoin`, of a master or of a mirror, which is only pointed at another master: what a mirror has is looked at when
+    /// that one calls, unless the operator has given it up. `facts` as for `carry_out`.
+    pub fn rejoin(&self, facts: &mut Facts) -> Result<Stepped, MirrorError> {
+        let unfinished = !is_whole(facts);
+        if facts.role == Role::Master || (self.discard && !unfinished) {
+            return self.carry_out(facts);
+        }
+        match (relation(&facts.generations, self.theirs), facts.copy) {
+            // A copy that is being made, or repaired, has no log to go back in. It is no state of anybody's.
+            (_, Copy::Complete) if self.discard => {
+                facts.tainted = true;
+                facts.generations = shared_lineage(&facts.generations, self.theirs);
+            }
+            (_, Copy::Partial { .. } | Copy::Blank) if self.discard => {
+                facts.copy = Copy::Blank;
+                facts.generations.clear();
+                facts.applied = Txid(0);
+            }
+            (Relation::Equal | Relation::Behind { .. }, _) => {}
+            _ => {
+                return Err(self.refused(format!(
+                    "the history of {} does not go on from this one",
+                    self.master
+                )));
+            }
+        }
+        facts.master = self.master.to_string();
+        self.facts.save(facts)?;
+        Ok(Stepped {
+            shared: facts.applied,
+            last: facts.applied,
+            dirty_blocks: 0,
+            compare: facts.tainted,
+            kept: None,
+        })
     }
 
     /// Steps back; `facts` are what the fact file says, and what it says afterwards.
@@ -334,7 +371,7 @@ impl StepBack<'_> {
         shared: Txid,
         dirty: &RangeSet,
     ) -> Result<Option<String>, MirrorError> {
-        if found.last <= shared {
+        if found.last <= shared || planted::is("drop-without-keeping") {
             return Ok(None);
         }
         let gone = Gone {

@@ -150,7 +150,18 @@ fn a_caller_is_listened_to_if_its_history_goes_on_from_ours() {
     );
     assert_eq!(
         cause(call(&mirror("c"), None, &alone)),
-        Some(Cause::NameTaken)
+        Some(Cause::Diverged)
+    );
+    // Its parts were made, and nothing came: whoever calls first is its master.
+    assert_eq!(
+        call(&mirror("c"), None, &[]),
+        Called::Follow { fork: Txid(0) }
+    );
+    // It was called by another master, whose history went on from this one, and took nothing of it.
+    let doubted = call(&mirror("c"), None, PROMOTED);
+    assert!(
+        matches!(&doubted, Called::Refuse(Cause::TwoMasters, text) if text.contains("on a: lockstep rejoin vol b")),
+        "{doubted:?}"
     );
     let master = Listed::Master;
     assert!(matches!(

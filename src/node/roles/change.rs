@@ -61,7 +61,7 @@ pub fn step_back(
         theirs,
         discard,
     }
-    .carry_out(&mut facts);
+    .rejoin(&mut facts);
     let stepped = stepped.map_err(|error| match error {
         MirrorError::Refused { detail, .. } => Refusal::new(
             Code::NotAllowed,

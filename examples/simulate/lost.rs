@@ -1,0 +1,131 @@
+//! What a node gives up for another master: whether it was kept aside first, byte by byte.
+//!
+//! Owns the comparison of what was kept with what the copy had, as its history knows it. Does nothing itself.
+
+use lockstepfs::mirror::roles::Stepped;
+use lockstepfs::units::Txid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::device::Kept;
+use super::golden::Snapshot;
+use super::world::World;
+
+impl World {
+    /// A master has stepped back: whatever was acknowledged, and is not in the new master's history, was kept aside.
+    pub fn given_up(&mut self, n: usize, v: usize, stepped: &Stepped) {
+        let line = self.volumes[v].lines.of(n);
+        let known = {
+            let golden = line.golden.lock();
+            !golden.blind && golden.since.is_some() && !self.nodes[n].faulty
+        };
+        if !known || stepped.compare {
+            return;
+        }
+        assert!(
+            stepped.last >= line.acked || !self.volumes[v].lines.is_master(n),
+            "I3: transaction {} of v{v} was acknowledged, and n{n} gives up no more than {}",
+            line.acked,
+            stepped.last
+        );
+        match &stepped.kept {
+            Some(id) => self.kept_aside(n, v, id),
+            None => assert!(
+                stepped.last <= stepped.shared,
+                "lost: n{n} gives up transactions {} to {} of v{v} and keeps nothing aside",
+                stepped.shared.next(),
+                stepped.last
+            ),
+        }
+    }
+
+    /// What was kept aside is what the copy had, and nothing of any file is missing.
+    pub fn kept_aside(&mut self, n: usize, v: usize, id: &str) {
+        let Some(kept) = self.nodes[n].homes[&v].lost.get(id) else {
+            panic!("lost: what n{n} keeps aside of v{v} as {id} is not there");
+        };
+        let (shared, last) = (Txid(kept.index.shared), Txid(kept.index.last));
+        let golden = self.volumes[v].lines.of(n).golden.lock();
+        let (Some(before), Some(then)) = (golden.files_at(shared), golden.files_at(last)) else {
+            return;
+        };
+        if self.nodes[n].faulty {
+            return;
+        }
+        let who = format!("what n{n} kept aside of v{v} as {id}");
+        for (block, digest) in golden.changed_between(shared, last) {
+            if let Some(bytes) = kept.block(block.0) {
+                assert!(
+                    xxh3_64(bytes) == digest,
+                    "lost: {who} has other contents in block {block} than transaction {last} had"
+                );
+            }
+        }
+        let missing = missing(&kept, before, then);
+        drop(golden);
+        assert!(
+            missing.is_empty(),
+            "lost: {who}, transactions {} to {last}, lacks {}",
+            shared.next(),
+            missing.join(", ")
+        );
+        self.tally
+            .check("transactions kept aside before they were dropped", 1);
+    }
+}
+
+/// Runs of files that changed between two transactions and are not in what was kept, or not with their contents.
+fn missing(kept: &Kept, before: &Snapshot, then: &Snapshot) -> Vec<String> {
+    let size = kept.index.block_size as usize;
+    let mut wrong = Vec::new();
+    for (path, bytes) in &then.files {
+        if then.unsure.contains(path) || before.unsure.contains(path) {
+            continue;
+        }
+        let full = format!("/{path}");
+        let runs: Vec<_> = (kept.index.runs.iter())
+            .filter(|run| run.path.as_deref() == Some(&full))
+            .filter_map(|run| Some((run, run.bytes?)))
+            .collect();
+        for (index, chunk) in bytes.chunks(size).enumerate() {
+            let at = (index * size) as u64;
+            let hole = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+            // A file that grew or shrank, or was renamed, has its blocks still.
+            let same = |old: &[u8]| {
+                let old = old.get(at as usize..).unwrap_or_default();
+                let both = old.len().min(chunk.len());
+                both > 0 && old[..both] == chunk[..both] && hole(&chunk[both..])
+            };
+            if hole(chunk) || before.files.values().any(|old| same(old)) {
+                continue;
+            }
+            let found = runs
+                .iter()
+                .find(|(_, (from, to))| (*from..*to).contains(&at));
+            let found = found
+                .and_then(|(run, (from, _))| kept.block(run.block + (at - from) / size as u64));
+            if found.is_none_or(|found| &found[..chunk.len()] != chunk) {
+                if std::env::var_os("DBG").is_some() {
+                    eprintln!(
+                        "MISS {path} at {at} len {} found {:?} runs {:?}",
+                        bytes.len(),
+                        found.map(|f| f[..16].to_vec()),
+                        kept.index
+                            .runs
+                            .iter()
+                            .map(|r| (r.what.clone(), r.path.clone(), r.bytes, r.block, r.blocks))
+                            .collect::<Vec<_>>()
+                    );
+                    eprintln!(
+                        "chunk {:?} before {:?} ranges {:?}",
+                        &chunk[..16.min(chunk.len())],
+                        before.files.get(path).map(|b| b.len()),
+                        kept.index.ranges
+                    );
+                }
+                wrong.push(format!("{path} at byte {at}"));
+            }
+        }
+    }
+    wrong.truncate(4);
+    wrong
+}
