@@ -16,7 +16,7 @@ fn reasons(bug: &str) -> &'static [&'static str] {
         "drop-dirty-bit" => &["I1", "I2"],
         "skip-revoke" => &["I1", "I3"],
         "apply-out-of-order" => &["I1", "I3"],
-        "forget-fork" => &["I6"],
+        "forget-fork" => &["I1", "I6"],
         "reuse-pinned" => &["I1"],
         "stale-facts" => &["I3"],
         "no-guard" => &["I10"],
