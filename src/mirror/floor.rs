@@ -15,7 +15,7 @@ use crate::mirror::dirty::{DirtyError, DirtyMap};
 use crate::mirror::open::{MapStore, open_map};
 use crate::mirror::slot::{Slot, SlotState, Slots};
 use crate::units::{BlockNo, BlockRange, Generation, Txid};
-use crate::volume::facts::{Facts, PeerFacts, PeerRecord};
+use crate::volume::facts::{Facts, MapKnows, PeerFacts, PeerRecord};
 
 /// The heir's name among the maps; no peer can be called so.
 pub const HEIR: &str = "~heir";
@@ -209,6 +209,7 @@ pub fn seed(
             cracked: covered.is_some(),
             record: PeerRecord {
                 secured: true,
+                map_knows: MapKnows::Heir,
                 ..PeerRecord::default()
             },
         };

@@ -22,7 +22,7 @@ use crate::mirror::slot::{Slot, SlotState, Slots};
 use crate::mirror::stamps;
 use crate::units::{Generation, Txid, planted};
 use crate::volume::Volume;
-use crate::volume::facts::{FactStore, Facts, Lineage, PeerFacts};
+use crate::volume::facts::{FactStore, Facts, Lineage, MapKnows, PeerFacts};
 
 /// Transaction ids that an opening reserves at once: ids up to `Facts::high_txid` are never issued again, whatever was
 /// lost with the power.
@@ -153,6 +153,7 @@ pub fn open_master(
     facts.applied = last;
     facts.chain = chain;
     facts.head = None;
+    note_lost_maps(&mut facts, &*options.maps, volume.blocks_count())?;
     // The engine is about to count this mount in the superblock.
     facts.set_stamps(None);
     options.facts.save(&facts)?;
@@ -251,6 +252,28 @@ pub fn open_master(
     })
 }
 
+/// Maps that are damaged, or not there although order had been given up, are lost: the facts say so before another one
+/// takes the place, or the next opening would find that one and nothing wrong with it. They are to be saved.
+fn note_lost_maps(
+    facts: &mut Facts,
+    maps: &dyn MapStore,
+    blocks_count: u64,
+) -> Result<(), MirrorError> {
+    for (peer, known) in &mut facts.peers {
+        let (disk, created) = open_map(maps, blocks_count, peer)?;
+        let lost = match created {
+            true if known.cracked => true,
+            true => {
+                DirtyMap::create(disk, facts.volume_id, blocks_count)?;
+                false
+            }
+            false => DirtyMap::open(disk, facts.volume_id, blocks_count).is_err(),
+        };
+        known.record.changed_outside |= lost;
+    }
+    Ok(())
+}
+
 fn open_slot(
     maps: &dyn MapStore,
     volume_id: u128,
@@ -258,14 +281,10 @@ fn open_slot(
     peer: &str,
     known: &PeerFacts,
 ) -> Result<SlotState, MirrorError> {
-    let (disk, created) = open_map(maps, blocks_count, peer)?;
-    let opened = match created {
-        true => DirtyMap::create(Arc::clone(&disk), volume_id, blocks_count),
-        false => DirtyMap::open(Arc::clone(&disk), volume_id, blocks_count),
-    };
+    let (disk, _) = open_map(maps, blocks_count, peer)?;
+    let opened = DirtyMap::open(Arc::clone(&disk), volume_id, blocks_count);
     let (map, map_lost) = match opened {
-        // A map that was not there although order had been given up is a map that was lost.
-        Ok(map) => (map, created && known.cracked),
+        Ok(map) => (map, false),
         Err(error) => {
             tracing::error!(%peer, %error, "the dirty map is lost");
             (DirtyMap::create(disk, volume_id, blocks_count)?, true)
@@ -305,6 +324,11 @@ impl OpenMaster {
     /// Claims a place at the log for a new mirror: from now on nothing that it lacks is lost without being recorded.
     /// Overwrites go through the log before this returns.
     pub fn add_mirror(&self, peer: &str, rate: Option<u64>) -> Result<Arc<Slot>, MirrorError> {
+        // A deletion that could not be saved left its place.
+        let former = self.slots.all().into_iter().find(|s| s.peer == peer);
+        if let Some(former) = former {
+            self.remove_mirror(&former)?;
+        }
         let alone = self.shared.facts.lock().peers.is_empty();
         self.shared.fs.set_mirrored(true)?;
         let logged_since = match alone {
@@ -341,6 +365,7 @@ impl OpenMaster {
             ..PeerFacts::default()
         };
         known.record.rate = rate;
+        known.record.map_knows = MapKnows::Nothing;
         facts.logged_since = logged_since.unwrap_or(facts.logged_since);
         facts.peers.insert(peer.to_string(), known);
         if let Err(error) = self.shared.store.save(&facts) {
@@ -357,9 +382,10 @@ impl OpenMaster {
 
     /// Gives up the place of a mirror.
     pub fn remove_mirror(&self, slot: &Slot) -> Result<(), MirrorError> {
-        self.slots.remove(&self.shared.journal, slot.id);
+        // If it can not be saved it is a mirror still, and the log holds what it lacks: the next opening would replay it.
         let left = {
-            let mut facts = self.shared.facts.lock();
+            let mut known = self.shared.facts.lock();
+            let mut facts = known.clone();
             facts.peers.remove(&slot.peer);
             // Without mirrors the log keeps nothing, and after a crash it may not know what there was: a copy that is kept, and
             // made a mirror again, must find its transaction in this history.
@@ -370,8 +396,10 @@ impl OpenMaster {
                 facts.chain = chain;
             }
             self.shared.store.save(&facts)?;
-            facts.peers.len()
+            *known = facts;
+            known.peers.len()
         };
+        self.slots.remove(&self.shared.journal, slot.id);
         Ok(self.shared.fs.set_mirrored(left > 0)?)
     }
 

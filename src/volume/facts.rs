@@ -290,6 +290,22 @@ pub struct PeerFacts {
     pub record: PeerRecord,
 }
 
+/// What a dirty map knows of the time before it was begun, until its mirror is in INSYNC. Which blocks of a half-made copy
+/// are of which time, only the map says by which it was being made.
+#[derive(
+    Clone, core::marker::Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum MapKnows {
+    /// All of it.
+    #[default]
+    Everything,
+    /// Nothing: the mirror was made a moment ago, perhaps over a copy that another map was at work on.
+    Nothing,
+    /// What a mirror kept for the others, before it was promoted.
+    Heir,
+}
+
 /// What of a mirror's state outlasts its master's node. Facts, never a state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerRecord {
@@ -302,9 +318,12 @@ pub struct PeerRecord {
     /// The severe failure that stopped it: the code of its cause, and the detail.
     #[serde(default)]
     pub error: Option<(String, String)>,
-    /// The volume was changed from outside since this mirror was last equal.
+    /// The volume was changed from outside since this mirror was last equal, or its dirty map was lost.
     #[serde(default)]
     pub changed_outside: bool,
+    /// What its dirty map knows of an earlier one's time.
+    #[serde(default)]
+    pub map_knows: MapKnows,
     /// Cap of the bulk replicator, bytes a second, as given when the mirror was made; `wishes` may say otherwise.
     #[serde(default)]
     pub rate: Option<u64>,

@@ -373,3 +373,43 @@ fn a_log_that_one_opening_went_round_several_times_is_resumed() {
         }
     }
 }
+
+#[test]
+fn a_mirror_made_again_over_a_copy_that_was_half_repaired_gets_what_only_the_old_map_knew() {
+    let mut world = mirrored(281);
+    world
+        .staging
+        .room
+        .store(0, std::sync::atomic::Ordering::Relaxed);
+    world
+        .master
+        .as_ref()
+        .unwrap()
+        .add_mirror("c", None)
+        .unwrap();
+    let first = world.fs().lookup(ROOT, b"first").unwrap().ino;
+    world.fs().write(first, 0, &[8; 40_000]).unwrap();
+    world.fs().sync().unwrap();
+    world.cut_link();
+    let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+    let shared = world.master.as_ref().unwrap().shared.clone();
+    let last = shared.journal.last_committed();
+    let mut state = slot.state.lock();
+    state
+        .crack(&shared.journal, slot.id, shared.generation, last)
+        .unwrap();
+    drop(state);
+    world.cut = false;
+    let half_made = |world: &World| {
+        let facts = world.mirror_facts.load().unwrap();
+        facts.consistent_at == Txid(u64::MAX)
+    };
+    while !half_made(&world) {
+        world.step();
+    }
+    delete_mirror(&mut world);
+    world.cut = false;
+    world.create_mirror();
+    world.settle();
+    world.assert_equal();
+}

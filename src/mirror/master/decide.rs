@@ -13,6 +13,7 @@ use crate::mirror::policy::Resync;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::stream::Phase;
 use crate::units::{BlockNo, Txid};
+use crate::volume::facts::MapKnows;
 use crate::wire::message::{CopyState, Fork, History, Message, Mode, PROTOCOL_VERSION, Range};
 
 /// Runs of blocks that a mirror may name as different; beyond it a comparison takes less memory.
@@ -114,7 +115,8 @@ impl Mirror {
             committed: journal.last_committed().0,
             log_after: log_after.map(|txid| txid.0),
             map,
-            changed_outside: self.record.changed_outside,
+            changed_outside: self.record.changed_outside
+                || self.was_another_maps(theirs, their_map),
         };
         let mirror = reconnect::Mirror {
             volume: theirs.volume_id,
@@ -305,13 +307,40 @@ impl Mirror {
         self.begin(Mode::Replicate { cursor: cursor.0 }, from, false, now, out);
     }
 
+    /// The copy is half made, by a map that is no more: nobody knows where it differs.
+    fn was_another_maps(&self, copy: &History, own: Option<reconnect::DirtyMap>) -> bool {
+        let half_made = match copy.copy {
+            CopyState::Blank => false,
+            CopyState::Partial { .. } => true,
+            CopyState::Complete => copy.consistent_at == u64::MAX,
+        };
+        half_made
+            && match self.record.map_knows {
+                MapKnows::Everything => false,
+                MapKnows::Nothing => true,
+                // An old master that stepped back brings its own.
+                MapKnows::Heir => own.is_none(),
+            }
+    }
+
     /// The mirror acknowledged: what it had before does not matter once all of it is being copied, or was compared.
     pub(super) fn note_replaced(&mut self, in_sync: bool) {
         let decision = self.outcome.as_ref().map(|outcome| outcome.decision);
         let from = CopyFrom::Start;
         let anew = decision == Some(Decision::Replicate { from });
+        if in_sync || anew {
+            self.map_knows_all();
+        }
         if self.record.changed_outside && (in_sync || anew) {
             self.record.changed_outside = false;
+            self.save();
+        }
+    }
+
+    /// From here on what is half made of the copy is so by this map.
+    fn map_knows_all(&mut self) {
+        if self.record.map_knows != MapKnows::Everything {
+            self.record.map_knows = MapKnows::Everything;
             self.save();
         }
     }
@@ -322,6 +351,9 @@ impl Mirror {
             Some(Decision::OutOfSync { by }) => Some(by),
             _ => None,
         };
+        if matches!(by, Some(Repair::ByMap { .. })) {
+            self.map_knows_all();
+        }
         let journal = Arc::clone(&self.shared.journal);
         let generation = self.shared.generation;
         let (phase, from, cracks) = {
@@ -405,6 +437,7 @@ impl Mirror {
             // Out of a copy: the stream is in sequence already.
             return;
         };
+        self.map_knows_all();
         let position = self.shared.log_position(Txid(after));
         let begun = self
             .stream
