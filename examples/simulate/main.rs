@@ -51,6 +51,9 @@ struct Options {
     /// Only these steps of the script, as a failing run prints them.
     #[arg(long, value_name = "STEPS")]
     keep: Option<Numbers>,
+    /// With promotions and rejoins as well, which still find what is open
+    #[arg(long)]
+    roles: bool,
     /// Do not shorten a run that fails.
     #[arg(long)]
     no_shrink: bool,
@@ -100,7 +103,7 @@ fn main() -> ExitCode {
     while !over(n) {
         let seed = options.from + n;
         n += 1;
-        let mut script = Script::new(seed);
+        let mut script = Script::new(seed, options.roles);
         if let Some(keep) = &options.keep {
             script = script.keep(keep);
         }
@@ -121,7 +124,10 @@ fn main() -> ExitCode {
             true => String::new(),
             false => format!(" --keep {keep}"),
         };
-        println!("replay: cargo run --release --example simulate -- --from {seed} --seeds 1{keep}");
+        let roles = if options.roles { " --roles" } else { "" };
+        println!(
+            "replay: cargo run --release --example simulate -- --from {seed} --seeds 1{roles}{keep}"
+        );
         if !options.go_on {
             break;
         }

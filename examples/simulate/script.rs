@@ -57,8 +57,8 @@ kinds! {
     Delete 1 "mirror delete",
     Set 5 "mirror set",
     Create 3 "mirror create",
-    Promote 0 "promote",
-    Rejoin 0 "rejoin",
+    Promote 10 "promote",
+    Rejoin 1 "rejoin",
     Verify 3 "verify",
     WriteMirror 3 "write to a mirror",
     CrashImage 2 "crash image given to e2fsck",
@@ -142,7 +142,8 @@ fn volume(random: &SimRandom, nodes: u64, index: u64) -> VolumeShape {
 
 impl Script {
     /// The script of a seed.
-    pub fn new(seed: u64) -> Script {
+    /// With or without promotions and rejoins.
+    pub fn new(seed: u64, roles: bool) -> Script {
         let random = SimRandom::new(seed ^ 0x10c5_7e97);
         let nodes = match random.below(6) {
             0..=2 => 2,
@@ -159,7 +160,10 @@ impl Script {
         let allowed: Vec<(Kind, u64)> = Kind::ALL
             .iter()
             .filter(|(kind, _)| ESSENTIAL.contains(kind) || !random.chance(left_out))
-            .copied()
+            .map(|&(kind, weight)| match kind {
+                Kind::Promote | Kind::Rejoin if !roles => (kind, 0),
+                _ => (kind, weight),
+            })
             .collect();
         let total = allowed.iter().map(|(_, weight)| weight).sum();
         // Most volumes have had mirrors for as long as anybody remembers.

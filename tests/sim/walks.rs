@@ -7,7 +7,7 @@ use crate::simulate::script::Script;
 #[test]
 fn random_worlds_keep_the_invariants() {
     for seed in 1..=24 {
-        let (_, violation) = run(&Script::new(seed));
+        let (_, violation) = run(&Script::new(seed, false));
         if let Some(violation) = violation {
             panic!("seed {seed}: {}", violation.message);
         }
@@ -17,15 +17,15 @@ fn random_worlds_keep_the_invariants() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in [3, 7] {
-        let (first, _) = run(&Script::new(seed));
-        let (second, _) = run(&Script::new(seed));
+        let (first, _) = run(&Script::new(seed, false));
+        let (second, _) = run(&Script::new(seed, false));
         assert_eq!(first.to_string(), second.to_string(), "seed {seed}");
     }
 }
 
 #[test]
 fn a_failing_run_is_cut_short() {
-    let script = Script::new(1);
+    let script = Script::new(1, false);
     let violation = crate::simulate::run::Violation {
         message: "I0: none such".to_string(),
         trace: Vec::new(),
