@@ -12,13 +12,14 @@ const SEEDS: u64 = 150;
 /// The invariants of which a bug may be the end. Others are broken by it, too; the first that is noticed counts.
 fn reasons(bug: &str) -> &'static [&'static str] {
     match bug {
-        "ack-before-flush" => &["I3"],
-        "drop-dirty-bit" => &["I1", "I2"],
+        // What was acknowledged is gone, or its node can not be opened.
+        "ack-before-flush" => &["I3", "I7"],
+        "drop-dirty-bit" => &["I1", "I2", "I3"],
         "skip-revoke" => &["I1", "I3"],
         "apply-out-of-order" => &["I1", "I3"],
         "forget-fork" => &["I1", "I6"],
         "reuse-pinned" => &["I1"],
-        "stale-facts" => &["I3"],
+        "stale-facts" => &["I3", "I4"],
         "no-guard" => &["I10"],
         "switch-early" => &["I7"],
         "clear-on-send" => &["I1", "I2"],
