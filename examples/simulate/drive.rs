@@ -30,6 +30,13 @@ const PUMP: usize = 8;
 /// How often housekeeping is done.
 const SECOND: Duration = Duration::from_secs(1);
 
+/// How a stream begins, as its message has it.
+struct Start {
+    mode: Mode,
+    compare: bool,
+    from: Txid,
+}
+
 impl World {
     /// One round; `ms` pass.
     pub fn round(&mut self, ms: u64) {
@@ -260,7 +267,12 @@ impl World {
                         ..
                     } = &message
                     {
-                        self.begins(n, v, peer, driver, *mode, *compare, Txid(*from));
+                        let start = Start {
+                            mode: *mode,
+                            compare: *compare,
+                            from: Txid(*from),
+                        };
+                        self.begins(n, v, peer, driver, start);
                     }
                     if let Some(id) = driver.conn {
                         self.net
@@ -288,17 +300,12 @@ impl World {
     }
 
     /// A stream begins: in which way is no matter of chance.
-    #[allow(clippy::too_many_arguments, reason = "as the message has it")]
-    fn begins(
-        &mut self,
-        n: usize,
-        v: usize,
-        peer: usize,
-        driver: &mut Driver,
-        mode: Mode,
-        compare: bool,
-        from: Txid,
-    ) {
+    fn begins(&mut self, n: usize, v: usize, peer: usize, driver: &mut Driver, start: Start) {
+        let Start {
+            mode,
+            compare,
+            from,
+        } = start;
         self.note(|| format!("v{v} n{n}->n{peer}: begins {mode:?}, compare: {compare}"));
         let excused = self.volumes[v].excused.contains(&peer);
         let had = self.volumes[v].complete.contains(&peer);

@@ -554,8 +554,8 @@ mod tests {
         assert_eq!((waits.queue_highest, waits.queue_bytes_highest), (11, 760));
     }
 
-    #[test]
-    fn what_is_on_its_way_counts_before_it_is_in_the_log() {
+    /// A gate with a mirror in sync, for which changes wait when the log is full.
+    fn throttled() -> Gate {
         let gate = gate();
         let policy = Policy {
             on_full: OnFull::Throttle,
@@ -563,6 +563,12 @@ mod tests {
         };
         gate.set_policy("a", &policy);
         gate.set_state("a", true, true, false);
+        gate
+    }
+
+    #[test]
+    fn what_is_on_its_way_counts_before_it_is_in_the_log() {
+        let gate = throttled();
         gate.measured("a", Txid(0), (5, 400), 1000);
         // Three at once: none of them sees what the others write.
         for _ in 0..3 {
@@ -583,13 +589,7 @@ mod tests {
 
     #[test]
     fn a_change_for_which_the_log_is_too_small_is_let_in_alone() {
-        let gate = gate();
-        let policy = Policy {
-            on_full: OnFull::Throttle,
-            ..Policy::default()
-        };
-        gate.set_policy("a", &policy);
-        gate.set_state("a", true, true, false);
+        let gate = throttled();
         gate.measured("a", Txid(0), (1, 100), 1000);
         let long = Some(10 * SLICE);
         assert!(!gate.try_admit(1000, long, &|| 0), "it has to wait for 100");

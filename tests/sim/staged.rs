@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use lockstepfs::fs::New;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::mirror::master::Request;
-use lockstepfs::units::Ino;
+use lockstepfs::units::{Ino, Txid};
+use lockstepfs::volume::facts::FactStore;
 use states::State;
 
 use crate::world::World;
@@ -154,12 +155,7 @@ fn a_crack_at_any_step_of_a_resync_is_made_good_on_the_same_link() {
             shared.fs.write(ino, n << 20, &vec![3; MIB / 4]).unwrap();
         }
         shared.fs.sync().unwrap();
-        let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
-        let last = shared.journal.last_committed();
-        slot.state
-            .lock()
-            .crack(&shared.journal, slot.id, shared.generation, last)
-            .unwrap();
+        world.crack();
         let links = world.trace.len();
         world.settle();
         world.assert_equal();
@@ -191,12 +187,7 @@ fn what_changes_while_it_is_under_way_is_sent_again_and_nothing_else_is() {
             world.step();
         }
         overwrite(0, 3);
-        let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
-        let last = shared.journal.last_committed();
-        slot.state
-            .lock()
-            .crack(&shared.journal, slot.id, shared.generation, last)
-            .unwrap();
+        world.crack();
         for _ in 0..steps {
             world.step();
         }
@@ -211,4 +202,26 @@ fn what_changes_while_it_is_under_way_is_sent_again_and_nothing_else_is() {
         let sent = bulk(&world) - before;
         assert!(sent < 13 * MIB as u64, "{steps} steps: {sent} bytes");
     }
+}
+
+#[test]
+fn a_mirror_made_again_over_a_half_repaired_copy_gets_what_only_the_old_map_knew() {
+    let mut world = cracked(281);
+    world.cut_link();
+    world.staging.room.store(0, Ordering::Relaxed);
+    world.cut = false;
+    while world.mirror_facts.load().unwrap().consistent_at != Txid(u64::MAX) {
+        world.step();
+    }
+    let master = world.master.clone().unwrap();
+    master.add_mirror("c", None).unwrap();
+    world.cut_link();
+    world.request(Request::Delete);
+    let slot = Arc::clone(world.mirror.take().unwrap().slot());
+    master.remove_mirror(&slot).unwrap();
+    drop((master, slot));
+    world.cut = false;
+    world.create_mirror();
+    world.settle();
+    world.assert_equal();
 }

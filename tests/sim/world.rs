@@ -623,6 +623,17 @@ impl World {
         moved
     }
 
+    /// The log gives up the mirror: what it lacks is in its map.
+    pub fn crack(&self) {
+        let slot = Arc::clone(self.mirror.as_ref().unwrap().slot());
+        let shared = &self.master.as_ref().unwrap().shared;
+        let last = shared.journal.last_committed();
+        let mut state = slot.state.lock();
+        state
+            .crack(&shared.journal, slot.id, shared.generation, last)
+            .unwrap();
+    }
+
     /// The master takes one frame of the mirror, if there is one.
     pub fn hear(&mut self) -> bool {
         let now = self.now();
