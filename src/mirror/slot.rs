@@ -74,19 +74,29 @@ impl SlotState {
         Ok(())
     }
 
-    /// The mirror has everything up to `acked`, and comes into sync from there: what it lacks is its claim on the log from now
-    /// on. A mirror that is made again with a copy which was kept is behind the place that its slot was given; a crack
-    /// would record only what comes after that.
+    /// The mirror has everything up to `acked`: what it lacks is its claim on the log from now on, but for what its map knows.
+    /// A mirror that is made again with a copy which was kept is behind the place that its slot was given; a crack would
+    /// record only what comes after that.
     pub fn claim(&mut self, journal: &Journal, id: u32, acked: Txid) {
         self.acked = acked;
-        // A map knows of everything that comes before the position.
-        if acked >= self.position || self.map.coverage().is_some() {
+        let known = self.map.coverage().is_some_and(|c| c.from_txid <= acked);
+        if acked >= self.position || known {
             return;
         }
         journal.set_consumer(id, acked);
         match journal.covers(acked) {
             true => self.position = acked,
             false => journal.set_consumer(id, self.position),
+        }
+    }
+
+    /// From where the transactions go beside a copy by the map to a mirror that has everything up to `acked`. Never from before
+    /// the position: the older contents of a block would follow the newer ones that the copy brought, and a crack, which
+    /// records what comes after the position, would leave them there.
+    pub fn beside_copy(&self, acked: Txid, log_covers: bool) -> Txid {
+        match log_covers {
+            true => acked.max(self.position),
+            false => self.position,
         }
     }
 

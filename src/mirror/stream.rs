@@ -522,7 +522,7 @@ impl Stream {
             match self.journal.info_after(self.sent) {
                 Some(infos) => self.infos = infos.into(),
                 None => {
-                    self.log_lost();
+                    self.log_lost()?;
                     return Ok(false);
                 }
             }
@@ -599,7 +599,7 @@ impl Stream {
     fn logged(&mut self, txid: Txid) -> Result<Option<Transaction>, MirrorError> {
         match self.journal.load_transaction(txid) {
             Err(_) if self.journal.info_after(self.sent).is_none() => {
-                self.log_lost();
+                self.log_lost()?;
                 Ok(None)
             }
             loaded => Ok(Some(loaded?)),
@@ -628,26 +628,26 @@ impl Stream {
         true
     }
 
-    /// The log no longer holds what comes next: the mirror cracked a moment ago; or it had cracked before this stream began,
-    /// and the map, of which a pass is made, has it; or the map is of no use any more.
-    fn log_lost(&mut self) {
+    /// The log no longer holds what comes next: the mirror cracked a moment ago; or it had cracked before it was sent what the
+    /// log still held of what the map has; or the map is of no use any more.
+    fn log_lost(&mut self) -> Result<(), MirrorError> {
         self.infos.clear();
         let mut state = self.slot.state.lock();
         if state.cracks != self.cracks {
-            return;
+            return Ok(());
         }
-        let in_map = state
-            .map
-            .coverage()
-            .is_some_and(|c| c.from_txid <= self.sent && c.through_txid >= state.position);
-        if in_map && self.sent < state.position && self.phase != Phase::Sequencing {
-            self.sent = state.position;
-            return;
+        let coverage = state.map.coverage();
+        let in_map =
+            coverage.is_some_and(|c| c.from_txid <= self.sent && c.through_txid >= state.position);
+        if in_map && self.sent < state.position {
+            drop(state);
+            return self.give_up();
         }
         tracing::error!(peer = %self.slot.peer, sent = %self.sent, "the log was reused under a mirror");
         state.map_lost = true;
         state.cracked = true;
         state.cracks += 1;
+        Ok(())
     }
 
     fn too_large(&mut self, shipment: &Shipment) -> Result<(), MirrorError> {
@@ -741,7 +741,7 @@ impl Stream {
         }
         let superblock = committed::empty_log(&self.volume, &self.log)?;
         let Some(chain) = committed::chain_at(&self.journal, self.sent) else {
-            self.log_lost();
+            self.log_lost()?;
             return Ok(None);
         };
         let seq = self.next_seq(0);

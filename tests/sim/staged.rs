@@ -94,6 +94,35 @@ fn a_lost_link_leaves_the_old_state_and_the_next_resync_brings_all() {
 }
 
 #[test]
+fn a_mirror_that_cracks_again_gets_what_was_given_up_before_though_the_log_still_has_it() {
+    for steps in 0..40 {
+        let mut world = World::new(46, 8 << 20);
+        let new = New {
+            mode: 0o100644,
+            ..New::default()
+        };
+        let ino = world.fs().create(ROOT, b"f", &new).unwrap().ino;
+        world.fs().write(ino, 0, &vec![1; 4 * MIB]).unwrap();
+        world.create_mirror();
+        world.settle();
+        world.cut_link();
+        for n in 2..6 {
+            world.fs().write(ino, 0, &vec![n; MIB / 2]).unwrap();
+            world.fs().sync().unwrap();
+        }
+        world.crack();
+        world.cut = false;
+        world.until(State::OutOfSync);
+        for _ in 0..steps {
+            world.step();
+        }
+        world.crack();
+        world.settle();
+        world.assert_equal();
+    }
+}
+
+#[test]
 fn without_room_it_goes_home_directly() {
     let mut world = cracked(44);
     // The room is gone when it is to be used: this session ends, the next one goes home.

@@ -286,11 +286,9 @@ impl Mirror {
                     (BlockNo(0), committed, cracks)
                 }
                 CopyFrom::Resume { cursor, txid } => {
-                    let txid = match self.shared.log_covers(Txid(txid)) {
-                        true => Txid(txid),
-                        false => state.position,
-                    };
-                    (BlockNo(cursor), txid, cracks)
+                    let covers = self.shared.log_covers(Txid(txid));
+                    let from = state.beside_copy(Txid(txid), covers);
+                    (BlockNo(cursor), from, cracks)
                 }
             }
         };
@@ -368,11 +366,8 @@ impl Mirror {
                 state.map.cover(generation, committed, committed);
                 (Phase::Compare { cursor: BlockNo(0) }, committed, cracks)
             } else {
-                // From what the mirror has, if the log still holds the rest; else the map has what came between.
-                let from = match self.shared.log_covers(state.acked) {
-                    true => state.acked,
-                    false => state.position,
-                };
+                let covers = self.shared.log_covers(state.acked);
+                let from = state.beside_copy(state.acked, covers);
                 if state.map.coverage().is_none() {
                     state.map.cover(generation, from, from);
                 }
