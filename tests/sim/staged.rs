@@ -15,8 +15,8 @@ use crate::world::World;
 const ROOT: Ino = Ino(2);
 const MIB: usize = 1 << 20;
 
-/// A mirror that cracked while it was paused: 12 MiB of a file were overwritten, and it goes on now.
-fn cracked(seed: u64) -> World {
+/// A volume with a file of 16 MiB, and a mirror that has nothing yet.
+fn created(seed: u64) -> (World, Ino) {
     let mut world = World::new(seed, 8 << 20);
     let new = New {
         mode: 0o100644,
@@ -25,6 +25,12 @@ fn cracked(seed: u64) -> World {
     let ino = world.fs().create(ROOT, b"f", &new).unwrap().ino;
     world.fs().write(ino, 0, &vec![1; 16 * MIB]).unwrap();
     world.create_mirror();
+    (world, ino)
+}
+
+/// A mirror that cracked while it was paused: 12 MiB of a file were overwritten, and it goes on now.
+fn cracked(seed: u64) -> World {
+    let (mut world, ino) = created(seed);
     world.settle();
     world.request(Request::Pause);
     for n in 0..12 {
@@ -253,4 +259,52 @@ fn a_mirror_made_again_over_a_half_repaired_copy_gets_what_only_the_old_map_knew
     world.create_mirror();
     world.settle();
     world.assert_equal();
+}
+
+/// The master of a half-made copy loses its power, and with it what it had marked last.
+fn forgets_its_marks(half_made: fn() -> World) {
+    for (steps, later) in (0..32).flat_map(|steps| (1..5).map(move |later| (steps, later))) {
+        let mut world = half_made();
+        world.cut_link();
+        world.staging.room.store(0, Ordering::Relaxed);
+        world.cut = false;
+        let begun = |world: &World| {
+            let facts = world.mirror_facts.load();
+            facts.is_ok_and(|facts| facts.consistent_at == Txid(u64::MAX))
+        };
+        while !begun(&world) {
+            world.step();
+        }
+        let shared = world.master.as_ref().unwrap().shared.clone();
+        let ino = shared.fs.lookup(ROOT, b"f").unwrap().ino;
+        shared.fs.write(ino, 0, &vec![3; MIB / 4]).unwrap();
+        shared.fs.sync().unwrap();
+        world.crack();
+        for _ in 0..steps {
+            world.step();
+        }
+        // Behind what is marked: not sent before the cursor comes there. The acknowledgement of its transaction is lost.
+        world.mute = true;
+        shared.fs.write(ino, 14 << 20, &vec![4; MIB / 4]).unwrap();
+        shared.fs.sync().unwrap();
+        for _ in 0..later {
+            world.step();
+        }
+        drop(shared);
+        world.crash_master();
+        world.mute = false;
+        world.start_master();
+        world.settle();
+        world.assert_equal();
+    }
+}
+
+#[test]
+fn a_half_made_repair_whose_master_forgets_its_newest_marks_gets_what_they_said() {
+    forgets_its_marks(|| cracked(488));
+}
+
+#[test]
+fn a_half_made_first_copy_whose_master_forgets_its_newest_marks_gets_what_they_said() {
+    forgets_its_marks(|| created(488).0);
 }

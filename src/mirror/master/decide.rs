@@ -59,7 +59,16 @@ impl Mirror {
         let acked = self.shared.log_position(Txid(durable));
         let acked = acked.min(self.shared.journal.last_committed());
         let journal = &self.shared.journal;
-        self.slot.state.lock().claim(journal, self.slot.id, acked);
+        {
+            let mut state = self.slot.state.lock();
+            // What a half-made copy lacks of the transactions that it names is in the map, which may have lost its newest marks
+            // with this side's power: they are made again by sending what came after the map.
+            let acked = match half_made(&history) {
+                true => acked.min(state.position),
+                false => acked,
+            };
+            state.claim(journal, self.slot.id, acked);
+        }
         let whole = history.copy == CopyState::Complete && history.consistent_at <= history.applied;
         self.holds = match whole && !history.tainted {
             true => acked,
@@ -285,9 +294,9 @@ impl Mirror {
                     }
                     (BlockNo(0), committed, cracks)
                 }
-                CopyFrom::Resume { cursor, txid } => {
-                    let covers = self.shared.log_covers(Txid(txid));
-                    let from = state.beside_copy(Txid(txid), covers);
+                CopyFrom::Resume { cursor, .. } => {
+                    let covers = self.shared.log_covers(state.acked);
+                    let from = state.beside_copy(state.acked, covers);
                     (BlockNo(cursor), from, cracks)
                 }
             }
@@ -307,12 +316,7 @@ impl Mirror {
 
     /// The copy is half made, by a map that is no more: nobody knows where it differs.
     fn was_another_maps(&self, copy: &History, own: Option<reconnect::DirtyMap>) -> bool {
-        let half_made = match copy.copy {
-            CopyState::Blank => false,
-            CopyState::Partial { .. } => true,
-            CopyState::Complete => copy.consistent_at == u64::MAX,
-        };
-        half_made
+        half_made(copy)
             && match self.record.map_knows {
                 MapKnows::Everything => false,
                 MapKnows::Nothing => true,
@@ -441,5 +445,14 @@ impl Mirror {
             return self.failed(error, now, out);
         }
         self.begin(Mode::InSync, Txid(after), false, now, out);
+    }
+}
+
+/// A first copy, or a repair that goes straight home, was interrupted.
+fn half_made(copy: &History) -> bool {
+    match copy.copy {
+        CopyState::Blank => false,
+        CopyState::Partial { .. } => true,
+        CopyState::Complete => copy.consistent_at == u64::MAX,
     }
 }
