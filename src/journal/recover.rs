@@ -57,9 +57,10 @@ impl Journal {
         self.recover_noting(Some(confirmed), &mut |_| Ok(()))
     }
 
-    /// As `recover`, or with a limit as `recover_confirmed`. `note` is told what was replayed while the log still holds it: if
-    /// it fails, so does the recovery, and the next one finds the same. A log that was emptied can not say any more of
-    /// which transaction the state at home is.
+    /// As `recover`, or with a limit as `recover_confirmed`. `note` is told what will be replayed, once the log durably holds
+    /// it and before a block of it goes home: if it fails, so does the recovery, and the next one finds the same. A log that
+    /// was emptied can not say any more of which transaction the state at home is; and a recovery that was cut half-way has
+    /// to be gone on with as far as it was begun, whatever limit the next one has.
     pub fn recover_noting(
         &self,
         limit: Option<Txid>,
@@ -72,8 +73,12 @@ impl Journal {
             return Ok(Recovery::default());
         }
         let survey = self.survey(limit)?;
-        self.replay(&survey)?;
+        let format = self.state.read().format;
+        read_images(&self.log, &format, &survey.images, |_, _| Ok(()))?;
+        // What a process wrote that was killed is there, and durable only now.
+        self.flush()?;
         note(&survey.recovery)?;
+        self.replay(&survey)?;
         let left_behind = self.left_behind(survey.end, survey.next_tid)?;
         {
             let mut state = self.state.write();
@@ -273,9 +278,9 @@ impl Journal {
         })
     }
 
+    /// Writes home what passed its checksum.
     fn replay(&self, survey: &Survey) -> Result<(), JournalError> {
         let format = self.state.read().format;
-        read_images(&self.log, &format, &survey.images, |_, _| Ok(()))?;
         let mut in_log_order = survey.images.clone();
         in_log_order.sort_unstable_by_key(|i| i.pos);
         for batch in in_log_order.chunks(BATCH_BLOCKS) {

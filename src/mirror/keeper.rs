@@ -10,7 +10,7 @@ use crate::mirror::committed::chain_at;
 use crate::mirror::floor::Heir;
 use crate::mirror::slot::Slots;
 use crate::units::{Generation, Txid, planted};
-use crate::volume::facts::{FactStore, Facts, FactsError, MirrorTail, Segment};
+use crate::volume::facts::{FactStore, Facts, FactsError, Lineage, MirrorTail, Segment};
 
 fn save(store: &dyn FactStore, facts: &Facts) -> Result<(), JournalError> {
     store
@@ -26,8 +26,9 @@ fn remember(facts: &mut Facts, last: Txid, chain: u64) {
     }
 }
 
-/// Notes what a recovery brought home, before the log forgets it: a volume whose log is empty and whose facts do not know
-/// of its last transactions would come back under the name of an older state.
+/// Notes what a recovery is about to bring home, before the log forgets it: a volume whose log is empty and whose facts do
+/// not know of its last transactions would come back under the name of an older state. All of it counts as confirmed from
+/// here on: if this is cut, a mirror must not keep back what may be home in part.
 pub fn note_recovery(
     facts: &mut Facts,
     store: &dyn FactStore,
@@ -38,8 +39,26 @@ pub fn note_recovery(
         return Ok(());
     };
     remember(facts, last, recovery.chain.unwrap_or(0));
+    facts.confirmed = facts.confirmed.max(last);
     facts.high_txid = facts.high_txid.max(last);
     store.save(facts)
+}
+
+/// As `note_recovery`, for a mirror that is promoted and is to have these `facts`. What it kept back goes home now, so from
+/// here on it is the master, with the history that begins with `generation`: as a mirror it would show what no master ever
+/// confirmed. `true` if it was noted.
+pub fn note_promotion(
+    facts: &mut Facts,
+    store: &dyn FactStore,
+    recovery: &Recovery,
+    generation: Generation,
+) -> Result<bool, FactsError> {
+    let Some(fork) = recovery.last.filter(|last| *last > facts.applied) else {
+        return Ok(false);
+    };
+    facts.generations.push(Lineage { generation, fork });
+    note_recovery(facts, store, recovery)?;
+    Ok(true)
 }
 
 /// The keeper of a master's journal.

@@ -16,13 +16,13 @@ use crate::mirror::MirrorError;
 use crate::mirror::committed::chain_at;
 use crate::mirror::dirty::DirtyMap;
 use crate::mirror::gate::Gate;
-use crate::mirror::keeper::{MasterKeeper, note_recovery};
+use crate::mirror::keeper::{MasterKeeper, note_promotion, note_recovery};
 use crate::mirror::master::MasterVolume;
 use crate::mirror::slot::{Slot, SlotState, Slots};
 use crate::mirror::stamps;
 use crate::units::{Generation, Txid, planted};
 use crate::volume::Volume;
-use crate::volume::facts::{FactStore, Facts, Lineage, MapKnows, PeerFacts};
+use crate::volume::facts::{FactStore, Facts, Lineage, MapKnows, PeerFacts, Role};
 
 /// Transaction ids that an opening reserves at once: ids up to `Facts::high_txid` are never issued again, whatever was
 /// lost with the power.
@@ -82,9 +82,17 @@ pub fn open_master(
     // Before anything is written, the journal's recovery included.
     let claim = claim_volume(&volume, &*options.clock, &*options.random)?;
     let base = facts.high_txid;
+    let generation = Generation(options.random.u128());
+    let stored = options.facts.load();
+    let promoted = stored.is_ok_and(|stored| stored.role == Role::Mirror);
+    let mut minted = false;
     let mut opened = open_volume_noting(Arc::clone(&volume), base, How::ReadWrite, &mut |found| {
-        note_recovery(&mut facts, &*options.facts, found)
-            .map_err(|error| JournalError::Keeper(error.to_string()))
+        let noted = match promoted {
+            true => note_promotion(&mut facts, &*options.facts, found, generation)
+                .map(|noted| minted = noted),
+            false => note_recovery(&mut facts, &*options.facts, found),
+        };
+        noted.map_err(|error| JournalError::Keeper(error.to_string()))
     })?;
     opened.claim = claim;
     let journal = Arc::clone(&opened.journal);
@@ -138,7 +146,9 @@ pub fn open_master(
     );
     journal.set_last(last, chain);
 
-    let generation = Generation(options.random.u128());
+    if minted {
+        facts.generations.pop();
+    }
     facts.generations.push(Lineage {
         generation,
         fork: match planted::is("forget-fork") {

@@ -8,6 +8,7 @@ mod basic;
 
 mod sync;
 
+mod promoted;
 mod random;
 mod staged;
 mod threads;

@@ -245,7 +245,7 @@ impl Follower {
         let (journal, confirmed) = (Arc::clone(&following.journal), following.confirmed);
         // What the log brings back by itself after a power cut.
         let sure = txns.partition_point(|txn| txn.txid <= confirmed);
-        self.take_stamps(&txns[..sure])?;
+        self.take_stamps(&txns[..sure], &txns[sure..])?;
         let before = self.env.clock.monotonic();
         journal.append_confirmed(&txns, confirmed)?;
         let flush_us = self.since(before);
@@ -284,19 +284,30 @@ impl Follower {
 
     /// The master was opened again: its mount count, which `txns` bring, is this copy's from now on, and no change from
     /// outside. Durable before the log, or a checkpoint, can bring the superblock itself; and since the log may fail, what was
-    /// so before is none either.
-    fn take_stamps(&self, txns: &[Transaction]) -> Result<(), MirrorError> {
+    /// so before is none either. Nor is what the transactions bring that are not confirmed, `later` among them: a promotion
+    /// brings them home, and so does a log that says it of them.
+    fn take_stamps(&self, txns: &[Transaction], later: &[Transaction]) -> Result<(), MirrorError> {
         let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
         let carried = |txn| stamps::carried(txn, block_size);
-        let mut carried: Vec<_> = txns.iter().filter_map(carried).collect();
-        if let Some(stamps) = carried.pop() {
-            let mut facts = self.facts.lock();
-            if facts.stamps.as_ref() != Some(&stamps) {
-                carried.extend(facts.stamps.take());
-                facts.stamps = Some(stamps);
-                facts.other_stamps = carried;
-                self.env.facts.save(&facts)?;
+        let unshown = self.following().map(|following| &following.unshown);
+        let mut facts = self.facts.lock();
+        let before = (facts.stamps.clone(), facts.other_stamps.clone());
+        let mut others: Vec<_> = txns.iter().filter_map(carried).collect();
+        if let Some(stamps) = others.pop()
+            && facts.stamps.as_ref() != Some(&stamps)
+        {
+            others.extend(facts.stamps.replace(stamps));
+            facts.other_stamps.clear();
+        }
+        let unsure = unshown.into_iter().flatten().chain(later);
+        others.extend(unsure.filter_map(carried));
+        for stamps in others {
+            if facts.stamps.as_ref() != Some(&stamps) && !facts.other_stamps.contains(&stamps) {
+                facts.other_stamps.push(stamps);
             }
+        }
+        if before != (facts.stamps.clone(), facts.other_stamps.clone()) {
+            self.env.facts.save(&facts)?;
         }
         Ok(())
     }
@@ -311,7 +322,7 @@ impl Follower {
             return Ok(());
         }
         let txns: Vec<Transaction> = following.unshown.drain(..count).collect();
-        self.take_stamps(&txns)?;
+        self.take_stamps(&txns, &[])?;
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
         };

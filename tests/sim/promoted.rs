@@ -1,0 +1,150 @@
+//! Promotions that power interrupts: at any write and flush the node is a mirror still, with a state that its master had, or
+//! the master, with all of it; and the command may be given again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lockstepfs::fs::New;
+use lockstepfs::io::sim::Fault;
+use lockstepfs::io::{Clock, Disk};
+use lockstepfs::mirror::MirrorError;
+use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
+use lockstepfs::mirror::policy::{SyncMode, Wishes};
+use lockstepfs::mirror::roles::{CopyStanding, doubts, master_facts};
+use lockstepfs::units::Ino;
+use lockstepfs::volume::Volume;
+use lockstepfs::volume::facts::{FactStore, Role};
+use states::State;
+
+use crate::world::{BLOCK, World};
+
+/// A mirror, in sync mode, that has transactions of which it was not told that they are committed: the first ones of a
+/// master that was opened again. Its master is gone.
+fn unconfirmed(seed: u64) -> World {
+    let mut world = World::new(seed, 8 << 20);
+    let file = |world: &World, name: &str| {
+        let new = New {
+            mode: 0o100644,
+            ..New::default()
+        };
+        let ino = world
+            .fs()
+            .create(Ino(2), name.as_bytes(), &new)
+            .unwrap()
+            .ino;
+        world.fs().write(ino, 0, &vec![seed as u8; 60_000]).unwrap();
+    };
+    file(&world, "first");
+    world.create_mirror();
+    world.mirror.as_mut().unwrap().set_wishes(Wishes {
+        mode: Some(SyncMode::Sync),
+        ..Wishes::default()
+    });
+    world.settle();
+    world.restart_master();
+    world.committing = true;
+    world.until(State::InSync);
+    let shared = world.master.as_ref().unwrap().shared.clone();
+    shared.journal.on_prepared(Some(Box::new(|| {})));
+    for n in 0..8 {
+        file(&world, &format!("f{n}"));
+    }
+    let commit = shared.fs.begin_commit().unwrap().unwrap();
+    for _ in 0..16 {
+        world.step();
+    }
+    let follower = world.follower.as_ref().unwrap();
+    assert!(follower.durable() == commit.txid() && follower.applied() < commit.txid());
+    drop(commit);
+    drop(shared);
+    world.crash_master();
+    world
+}
+
+/// `promote`, as the daemon does it.
+fn promote(world: &mut World) -> Result<OpenMaster, MirrorError> {
+    if let Some(mut follower) = world.follower.take() {
+        follower.close()?;
+    }
+    let facts = world.mirror_facts.load().unwrap();
+    let again = facts.role == Role::Master;
+    if !again {
+        let stands = CopyStanding::default();
+        doubts("a", &facts, stands, false).expect("nothing speaks against it");
+    }
+    let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
+    let volume = Arc::new(Volume::new(vec![disk], BLOCK).unwrap());
+    let peers = BTreeMap::from([("a".to_string(), None)]);
+    let maps = Arc::clone(&world.mirror_maps) as Arc<dyn MapStore>;
+    let next = match again {
+        true => facts,
+        false => master_facts(&volume, &facts, &*maps, &peers)?,
+    };
+    let options = MasterOptions {
+        node: "b".to_string(),
+        facts: Arc::clone(&world.mirror_facts) as Arc<dyn FactStore>,
+        maps,
+        clock: Arc::clone(&world.clock) as Arc<dyn Clock>,
+        random: Arc::new(world.random.fork()),
+        cache_bytes: 8 << 20,
+        commit_interval: std::time::Duration::from_secs(1),
+    };
+    open_master(volume, next, &options)
+}
+
+/// What goes wrong with the node while it is promoted.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Write(u32),
+    Flush(u32),
+    Facts(u32),
+}
+
+fn cut_at(cut: Cut) -> bool {
+    let (Cut::Write(at) | Cut::Flush(at) | Cut::Facts(at)) = cut;
+    let mut world = unconfirmed(10 + u64::from(at));
+    let follower = world.follower.as_ref().unwrap();
+    let (shown, durable) = (follower.applied(), follower.durable());
+    let disk = Arc::clone(&world.mirror_parts.disk);
+    match cut {
+        Cut::Write(at) => disk.inject(Fault::WritesAfter(at.into())),
+        Cut::Flush(at) => disk.inject(Fault::FlushesAfter(at.into())),
+        Cut::Facts(at) => world.mirror_facts.fail_saves_after(at),
+    }
+    let promoted = promote(&mut world).is_ok();
+    world.crash_mirror();
+    disk.heal();
+    world.mirror_facts.fail_saves(false);
+    let facts = world.mirror_facts.load().unwrap();
+    if facts.role == Role::Mirror {
+        // It starts, as what it was.
+        world.start_mirror();
+        world.check_now();
+        let follower = world.follower.as_ref().unwrap();
+        assert!(!follower.facts().tainted, "{cut:?}: {:?}", follower.facts());
+        assert_eq!(follower.durable(), durable, "{cut:?}");
+        assert_eq!(follower.applied(), shown, "{cut:?}: no master confirmed it");
+    } else {
+        assert!(facts.generations.len() > 2, "{cut:?}: {facts:?}");
+    }
+    let open = promote(&mut world).unwrap();
+    let known = open.shared.facts.lock().peers["a"].clone();
+    assert!(
+        facts.stamps.is_none() || !known.record.changed_outside,
+        "{cut:?}: the others would be compared"
+    );
+    assert!(open.shared.fork >= durable, "{cut:?}: {}", open.shared.fork);
+    let found = open.shared.fs.lookup(Ino(2), b"f7");
+    assert!(found.is_ok(), "{cut:?}: what it acknowledged is gone");
+    world.master = Some(open);
+    world.check_now();
+    promoted
+}
+
+#[test]
+fn a_promotion_that_power_interrupts_leaves_a_mirror_or_a_master_and_may_be_given_again() {
+    for kind in [Cut::Write as fn(u32) -> Cut, Cut::Flush, Cut::Facts] {
+        let done = (0..400).find(|at| cut_at(kind(*at)));
+        assert!(done.is_some_and(|at| at > 1), "{done:?}");
+    }
+}
