@@ -8,9 +8,10 @@ use lockstepfs::fs::New;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::io::{Clock, Disk};
 use lockstepfs::mirror::MirrorError;
+use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
-use lockstepfs::mirror::policy::{SyncMode, Wishes};
-use lockstepfs::mirror::roles::{CopyStanding, doubts, master_facts};
+use lockstepfs::mirror::policy::{Resync, SyncMode, Wishes};
+use lockstepfs::mirror::roles::{CopyStanding, StepBack, doubts, master_facts};
 use lockstepfs::units::Ino;
 use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{FactStore, Role};
@@ -146,5 +147,84 @@ fn a_promotion_that_power_interrupts_leaves_a_mirror_or_a_master_and_may_be_give
     for kind in [Cut::Write as fn(u32) -> Cut, Cut::Flush, Cut::Facts] {
         let done = (0..400).find(|at| cut_at(kind(*at)));
         assert!(done.is_some_and(|at| at > 1), "{done:?}");
+    }
+}
+
+/// A repair was cut short on the mirror when another node, which had less, was made the master. The refusal names
+/// `rejoin --discard`, and that is enough.
+#[test]
+fn half_a_repair_is_given_up_for_a_new_master_that_had_less() {
+    for seed in 0..4 {
+        let mut world = World::new(60 + seed, 8 << 20);
+        let write = |world: &World, name: &str| {
+            let new = New {
+                mode: 0o100644,
+                ..New::default()
+            };
+            let ino = world
+                .fs()
+                .create(Ino(2), name.as_bytes(), &new)
+                .unwrap()
+                .ino;
+            world
+                .fs()
+                .write(ino, 0, &vec![seed as u8; 3 << 20])
+                .unwrap();
+            world.fs().sync().unwrap();
+        };
+        write(&world, "first");
+        world.create_mirror();
+        world.mirror.as_mut().unwrap().set_wishes(Wishes {
+            resync: Some(Resync::Direct),
+            ..Wishes::default()
+        });
+        world.settle();
+        let (disk, facts) = (
+            world.master_disk.snapshot(),
+            world.master_facts.load().unwrap(),
+        );
+        write(&world, "second");
+        world.settle();
+        world.cut_link();
+        write(&world, "third");
+        world.crack();
+        world.cut = false;
+        world.until(State::OutOfSync);
+        while world.follower.as_ref().unwrap().is_consistent() {
+            world.step();
+        }
+        if seed % 2 == 1 {
+            world.step();
+        }
+        world.crash_mirror();
+        world.start_mirror();
+        assert!(!world.follower.as_ref().unwrap().is_consistent());
+        world.take_over("c", disk, &facts);
+        world.until(State::Error);
+        let reason = world.mirror.as_ref().unwrap().status(world.now()).reason;
+        assert!(reason.contains("rejoin data c --discard b"), "{reason}");
+        // As the refusal says.
+        world.follower.take().unwrap().close().unwrap();
+        let mut facts = world.mirror_facts.load().unwrap();
+        let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
+        let theirs = world.master.as_ref().unwrap().shared.facts.lock();
+        StepBack {
+            volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
+            facts: &*world.mirror_facts,
+            maps: &*world.mirror_maps,
+            lost: &*world.lost,
+            node: "b",
+            master: "c",
+            theirs: &theirs.generations.clone(),
+            discard: true,
+        }
+        .rejoin(&mut facts)
+        .unwrap();
+        drop(theirs);
+        world.start_mirror();
+        world.request(Request::Restart);
+        world.settle();
+        world.assert_equal();
+        world.check_parts(false);
     }
 }

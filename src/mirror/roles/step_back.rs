@@ -163,14 +163,22 @@ impl StepBack<'_> {
         }
         match (relation(&facts.generations, self.theirs), facts.copy) {
             // A copy that is being made, or repaired, has no log to go back in. It is no state of anybody's.
-            (_, Copy::Complete) if self.discard => {
-                facts.tainted = true;
-                facts.generations = shared_lineage(&facts.generations, self.theirs);
-            }
-            (_, Copy::Partial { .. } | Copy::Blank) if self.discard => {
+            (Relation::Unrelated, _) | (_, Copy::Partial { .. } | Copy::Blank) if self.discard => {
                 facts.copy = Copy::Blank;
                 facts.generations.clear();
-                facts.applied = Txid(0);
+                self.is_at(facts, Txid(0));
+            }
+            (related, Copy::Complete) if self.discard => {
+                let shared = match related {
+                    Relation::Behind { fork: shared } | Relation::Diverged { shared } => shared,
+                    _ => match relation(self.theirs, &facts.generations) {
+                        Relation::Behind { fork } => fork,
+                        _ => facts.applied,
+                    },
+                };
+                facts.tainted = true;
+                facts.generations = shared_lineage(&facts.generations, self.theirs);
+                self.is_at(facts, shared);
             }
             (Relation::Equal | Relation::Behind { .. }, _) => {}
             _ => {
@@ -189,6 +197,15 @@ impl StepBack<'_> {
             compare: facts.tainted,
             kept: None,
         })
+    }
+
+    /// Of a copy that is given up unfinished, nothing counts beyond `shared`: not what was confirmed of it, either.
+    fn is_at(&self, facts: &mut Facts, shared: Txid) {
+        facts.applied = facts.applied.min(shared);
+        facts.confirmed = facts.confirmed.min(shared);
+        facts.floor = facts.floor.min(shared);
+        facts.high_txid = facts.applied;
+        facts.chain = 0;
     }
 
     /// Steps back; `facts` are what the fact file says, and what it says afterwards.
