@@ -132,6 +132,7 @@ impl World {
             Some(Host::Mirror(host)) => host.follower.fs().map(|fs| fs.committed()),
             _ => None,
         };
+        let asking = matches!(self.host(n, v), Some(Host::Asking(_)));
         let home = &self.nodes[n].homes[&v];
         let facts = home.facts.stored().filter(|facts| facts.volume_id != 0);
         let peer = self.nodes[n].name.clone();
@@ -148,6 +149,10 @@ impl World {
         let listed = self.listed(n, v);
         let (standing, master) = roles::standing(&facts, &listed);
         let master = master.map(str::to_owned);
+        let standing = match standing {
+            Standing::Master if asking => Standing::Undecided,
+            standing => standing,
+        };
         if standing == Standing::Master && theirs == Standing::Mirror {
             self.welcome_back(n, v, asker);
         }
@@ -451,6 +456,10 @@ impl World {
         self.volumes[v].lines.stepped_back(n);
         self.follows(n, v, &facts.generations);
         let volume = &mut self.volumes[v];
+        if was_master {
+            // As a mirror it begins to keep what others may need.
+            volume.made_up_to.insert(n, stepped.shared);
+        }
         if discard || was_master {
             volume.durable.remove(&n);
             volume.promised.remove(&n);
@@ -579,6 +588,7 @@ impl World {
             "I4: transaction {promised} of v{v} was acknowledged in sync mode, n{n} was promoted with {fork}"
         );
         volume.complete.insert(n);
+        volume.new_to.retain(|(master, _)| *master != n);
         if faulty || volume.excused.contains(&n) {
             volume.excused.extend(others);
         }

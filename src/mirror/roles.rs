@@ -156,12 +156,24 @@ pub enum Verdict {
     },
 }
 
+/// Whether it is the master, as far as it knows: two that start at once are each undecided, and one has the longer history.
+fn claims(answer: &Answer) -> bool {
+    matches!(answer.standing, Standing::Master | Standing::Undecided)
+}
+
 /// Judges by what the peers answered. Those that did not answer have no say: electing is not done here.
 pub fn judge(ours: &[Lineage], answers: &[Answer]) -> Verdict {
+    let goes_on = |a: &Answer| matches!(relation(ours, &a.generations), Relation::Behind { .. });
+    // Whoever gave up its history for another one says so itself; its mirrors do not know it yet.
+    let given_up = |master: &Option<String>| {
+        let gave_up = |a: &Answer| a.standing == Standing::Mirror && !goes_on(a);
+        let named = |a: &&Answer| Some(&a.peer) == master.as_ref();
+        answers.iter().filter(named).any(gave_up)
+    };
     // The one that goes on furthest from ours knows best.
     let ahead = answers
         .iter()
-        .filter(|a| a.standing != Standing::Absent)
+        .filter(|a| claims(a) || (a.standing == Standing::Mirror && !given_up(&a.master)))
         .filter_map(|a| match relation(ours, &a.generations) {
             Relation::Behind { fork } => Some((a, fork)),
             _ => None,
@@ -169,9 +181,9 @@ pub fn judge(ours: &[Lineage], answers: &[Answer]) -> Verdict {
         .max_by_key(|(a, _)| (a.standing == Standing::Master, a.generations.len()));
     if let Some((answer, fork)) = ahead {
         let theirs = answer.generations.clone();
-        let master = match answer.standing {
-            Standing::Master => Some(answer.peer.clone()),
-            _ => answer.master.clone(),
+        let master = match claims(answer) {
+            true => Some(answer.peer.clone()),
+            false => answer.master.clone(),
         };
         return match (master, &answer.master_member) {
             (Some(master), _) => Verdict::Follow {
@@ -185,15 +197,16 @@ pub fn judge(ours: &[Lineage], answers: &[Answer]) -> Verdict {
             (None, None) => Verdict::Open,
         };
     }
-    let other = answers
-        .iter()
-        .filter(|a| a.standing == Standing::Master)
-        .find_map(|a| match relation(ours, &a.generations) {
-            Relation::Diverged { shared } => Some((a, shared)),
-            // One generation, and two that opened it: somebody cloned a state directory.
-            Relation::Equal if !ours.is_empty() => Some((a, a.applied)),
-            _ => None,
-        });
+    let other =
+        answers
+            .iter()
+            .filter(|a| claims(a))
+            .find_map(|a| match relation(ours, &a.generations) {
+                Relation::Diverged { shared } => Some((a, shared)),
+                // One generation, and two that opened it: somebody cloned a state directory.
+                Relation::Equal if !ours.is_empty() => Some((a, a.applied)),
+                _ => None,
+            });
     match other {
         Some((answer, shared)) => Verdict::Diverged {
             master: answer.peer.clone(),

@@ -244,6 +244,12 @@ pub fn to_ask(node: &Node, name: &str) -> Option<(String, u128, BTreeSet<String>
 pub fn ask_for_all(node: &Arc<Node>) -> BTreeMap<String, Vec<Answer>> {
     let names: Vec<String> = node.catalogue.get().volumes.keys().cloned().collect();
     let asked: Vec<_> = names.iter().filter_map(|n| to_ask(node, n)).collect();
+    for (name, ..) in &asked {
+        if let Ok(host) = node.host(name) {
+            // Whoever asks this node meanwhile hears that it does not know yet.
+            node.publish(&host, |view| "opening".clone_into(&mut view.condition));
+        }
+    }
     ask(node, &asked)
 }
 
@@ -439,6 +445,11 @@ pub fn answer(
     let listed = listed(entry);
     let (role, master) = rules::standing(&facts, &listed);
     let master = master.map(|master| member(&catalogue, master));
+    let opening = |host: Arc<Host>| host.view().condition == "opening";
+    let role = match role {
+        Standing::Master if node.host(name).is_ok_and(opening) => Standing::Undecided,
+        role => role,
+    };
     if role == Standing::Master && standing == Standing::Mirror {
         change::welcome_back(node, name, peer);
     }

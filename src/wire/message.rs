@@ -164,6 +164,8 @@ pub enum Standing {
     Master,
     /// A mirror.
     Mirror,
+    /// It was its master when it stopped, and has not found out yet whether it still is.
+    Undecided,
 }
 
 /// Where a mirror stands, as a master that hands over knows it.

@@ -50,10 +50,12 @@ pub fn handed_over(token: u64, answer: Message) -> Ended {
 /// mirror has forgotten it by then.
 pub fn asked_after(ours: &[Lineage], answer: Option<Answer>) -> Ended {
     match answer {
-        Some(a) if a.standing == Standing::Master => match relation(ours, &a.generations) {
-            Relation::Behind { .. } => Ended::Taken(a.generations),
-            _ => Ended::Unknown("it has another history".to_owned()),
-        },
+        Some(a) if matches!(a.standing, Standing::Master | Standing::Undecided) => {
+            match relation(ours, &a.generations) {
+                Relation::Behind { .. } => Ended::Taken(a.generations),
+                _ => Ended::Unknown("it has another history".to_owned()),
+            }
+        }
         Some(a) if a.standing == Standing::Mirror => {
             Ended::Refused("it is still a mirror".to_owned())
         }

@@ -128,6 +128,8 @@ pub fn may_follow(answer: Answer) -> Result<Answer, Refused> {
     match answer.standing {
         Standing::Master => Ok(answer),
         Standing::Mirror => Err(Refused::NoMaster { peer: answer.peer }),
+        // It may become a mirror of the very node that asks.
+        Standing::Undecided => Err(Refused::Undecided { peer: answer.peer }),
         Standing::Absent => Err(Refused::Absent { peer: answer.peer }),
     }
 }

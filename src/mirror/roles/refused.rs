@@ -42,6 +42,11 @@ pub enum Refused {
         /// That node.
         peer: String,
     },
+    /// The node that is to be followed is asking others whether it is the master.
+    Undecided {
+        /// That node.
+        peer: String,
+    },
     /// The node that is to be followed has no such volume.
     Absent {
         /// That node.
@@ -169,6 +174,11 @@ impl Refused {
             }
             Refused::Switching => "what a resync staged is being brought home".to_owned(),
             Refused::NoMaster { peer } => format!("{peer} is a mirror of {name}, not its master"),
+            Refused::Undecided { peer } => {
+                format!(
+                    "{peer} is starting, and has not found out yet whether it is the master of {name}"
+                )
+            }
             Refused::Absent { peer } => format!("{peer} has no volume {name} of this id"),
         }
     }
@@ -203,6 +213,9 @@ impl Refused {
                 format!("lockstep status {name}; then give the command again")
             }
             Refused::NoMaster { peer } => format!("lockstep promote {name}, on {peer}"),
+            Refused::Undecided { peer } => {
+                format!("lockstep status {name}, on {peer}; then give the command again")
+            }
             Refused::Absent { peer } => format!("lockstep volume list, on {peer}"),
         }
     }

@@ -94,6 +94,34 @@ fn a_promoted_peer_is_followed_also_when_only_its_mirror_answers() {
 }
 
 #[test]
+fn one_that_gave_up_its_history_is_not_followed_because_its_mirror_still_has_it() {
+    let ours = history(OURS);
+    let c = answer("c", Standing::Mirror, Some("b"), PROMOTED);
+    // `rejoin --discard`, on b.
+    let b = answer("b", Standing::Mirror, None, OURS);
+    assert_eq!(judge(&ours, &[c.clone(), b.clone()]), Verdict::Open);
+    assert_eq!(judge(&ours, &[b, c.clone()]), Verdict::Open);
+    // It hands over to c, which has not taken over yet.
+    let b = answer("b", Standing::Mirror, Some("c"), PROMOTED);
+    assert!(matches!(judge(&ours, &[b, c]), Verdict::Follow { .. }));
+}
+
+#[test]
+fn one_that_is_starting_is_followed_by_another_that_is_and_by_no_command() {
+    let ours = history(OURS);
+    let b = answer("b", Standing::Undecided, None, PROMOTED);
+    assert!(matches!(
+        judge(&ours, std::slice::from_ref(&b)),
+        Verdict::Follow { master, .. } if master == "b"
+    ));
+    let alone = history(&[(1, 0), (2, 10), (9, 120)]);
+    let verdict = judge(&alone, std::slice::from_ref(&b));
+    assert!(matches!(verdict, Verdict::Diverged { .. }));
+    let refused = may_follow(b).expect_err("it may become a mirror of the one that asks");
+    assert!(refused.why(&HERE).contains("has not found out yet"));
+}
+
+#[test]
 fn two_promotions_and_a_clone_are_seen() {
     let ours = history(&[(1, 0), (2, 10), (9, 120)]);
     let b = answer("b", Standing::Master, None, PROMOTED);
