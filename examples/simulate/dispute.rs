@@ -79,7 +79,7 @@ impl World {
         let mut found = Vec::new();
         for (at, _) in text.match_indices("lockstep rejoin ") {
             let words: Vec<&str> = text[at..]
-                .split([' ', ',', ';', '.'])
+                .split([' ', ',', ';', '.', ')'])
                 .filter(|word| !word.is_empty())
                 .take(6)
                 .collect();

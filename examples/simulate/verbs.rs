@@ -402,6 +402,7 @@ impl World {
                     self.note(|| format!("v{v} n{n}->n{peer}: created with {wishes:?}"));
                     mirror.set_wishes(wishes);
                     self.volumes[v].complete.remove(&peer);
+                    self.volumes[v].new_to.insert((n, peer));
                     if self.volumes[v].lines.is_master(peer) {
                         // What it gives up for this master says nothing of the time before the mirror was made.
                         self.volumes[v].excused.insert(peer);

@@ -53,6 +53,12 @@ pub struct VolumeState {
     pub complete: BTreeSet<usize>,
     /// Mirrors to which something happened that leads to a comparison or another copy.
     pub excused: BTreeSet<usize>,
+    /// Per node: the transaction up to which its copy was made or repaired last. Of what was changed before it, the node
+    /// keeps nothing for others.
+    pub made_up_to: BTreeMap<usize, Txid>,
+    /// Mirrors, by master, that were not in sync since they were made there: of what their copies had before, whoever made
+    /// them, that master knows nothing.
+    pub new_to: BTreeSet<(usize, usize)>,
 }
 
 impl VolumeState {
@@ -122,6 +128,8 @@ impl World {
             promised: BTreeMap::new(),
             complete: BTreeSet::new(),
             excused: BTreeSet::new(),
+            made_up_to: BTreeMap::new(),
+            new_to: BTreeSet::new(),
         });
         for n in 0..self.nodes.len() {
             let parts = match n == shape.master {
