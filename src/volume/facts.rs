@@ -74,7 +74,7 @@ pub struct Facts {
     /// A staged resync is whole, and is being brought home: the copy is neither the old state nor the new one.
     #[serde(default)]
     pub switching: Option<Switch>,
-    /// Chain hash at `applied`.
+    /// Chain hash at `applied`; 0 where it is not known.
     #[serde(with = "json::hex64")]
     pub chain: u64,
     /// A mirror's copy was changed by something else: not to be promoted without force, to be compared by checksum.

@@ -8,12 +8,14 @@ use lockstepfs::io::Disk;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::OpenMaster;
+use lockstepfs::mirror::roles::StepBack;
 use lockstepfs::units::{Ino, Txid};
+use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::FactStore;
 use lockstepfs::wire::message::{Message, Mode};
 use states::State;
 
-use crate::world::World;
+use crate::world::{BLOCK, World};
 
 const ROOT: Ino = Ino(2);
 
@@ -372,4 +374,41 @@ fn a_log_that_one_opening_went_round_several_times_is_resumed() {
             only_replays(&mut world);
         }
     }
+}
+
+#[test]
+fn a_mirror_that_differs_under_the_names_of_its_masters_history_is_compared_when_it_is_given_up() {
+    let mut world = mirrored(287);
+    file(&world, "second");
+    world.settle();
+    world.cut_link();
+    world.follower.take().unwrap().close().unwrap();
+    let mut facts = world.mirror_facts.load().unwrap();
+    facts.chain ^= 1;
+    facts.head.as_mut().unwrap().chain ^= 1;
+    world.mirror_facts.save(&facts).unwrap();
+    world.start_mirror();
+    world.cut = false;
+    world.until(State::Error);
+    world.follower.take().unwrap().close().unwrap();
+    // As the reason of the error says.
+    let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
+    let theirs = world.master_facts.load().unwrap().generations;
+    let stepped = StepBack {
+        volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
+        facts: &*world.mirror_facts,
+        maps: &*world.mirror_maps,
+        lost: &*world.lost,
+        node: "b",
+        master: "a",
+        theirs: &theirs,
+        discard: true,
+    }
+    .rejoin(&mut world.mirror_facts.load().unwrap())
+    .unwrap();
+    assert!(stepped.compare, "{stepped}");
+    world.start_mirror();
+    world.request(Request::Restart);
+    world.settle();
+    world.assert_equal();
 }

@@ -195,7 +195,7 @@ impl Follower {
                     let stale = planted::is("stale-facts");
                     if let Some(info) = infos
                         .last()
-                        .filter(|info| info.txid > facts.applied && !stale)
+                        .filter(|info| info.txid >= facts.applied && !stale)
                     {
                         facts.applied = info.txid;
                         facts.chain = info.chain;
@@ -283,10 +283,7 @@ impl Follower {
             }
             {
                 let mut facts = self.facts.lock();
-                facts.applied = following.applied;
-                if let Some(chain) = committed::chain_at(&following.journal, facts.applied) {
-                    facts.chain = chain;
-                }
+                name(&mut facts, &following.journal, following.applied);
                 facts.confirmed = facts.confirmed.max(facts.applied);
                 // Whoever is the master now issues its own ids from the fork on.
                 facts.high_txid = facts.applied;
@@ -304,10 +301,7 @@ impl Follower {
             {
                 // Before the log is emptied: it is what says so until now.
                 let mut facts = self.facts.lock();
-                facts.applied = applied;
-                if let Some(chain) = committed::chain_at(&journal, applied) {
-                    facts.chain = chain;
-                }
+                name(&mut facts, &journal, applied);
                 facts.confirmed = facts.confirmed.max(applied);
                 self.env.facts.save(&facts)?;
             }
@@ -346,6 +340,17 @@ fn keep_unless_erased(
     };
     let log = &following.journal.map().0;
     keep_aside(&*env.lost, unshown.clone(), &gone, unshown.changed(), log).map(Some)
+}
+
+/// The state is that of `applied`. Where the log was opened at what had not been confirmed, it does not tell the chain hash there
+/// before it is read again from its tail on.
+fn name(facts: &mut Facts, journal: &Journal, applied: Txid) {
+    match committed::chain_at(journal, applied) {
+        Some(chain) => facts.chain = chain,
+        None if facts.applied != applied => facts.chain = 0,
+        None => {}
+    }
+    facts.applied = applied;
 }
 
 /// The generation of the copy's newest history.

@@ -145,8 +145,9 @@ impl Mirror {
             may_rejoin: false,
         };
         let chain = reconnect::last_shared(&master, &mirror)
-            // While a copy is made, its hash is still that of the copy before.
+            // While a copy is made, its hash is still that of the copy before; and the mirror may not know it.
             .filter(|shared| *shared == theirs.durable && theirs.consistent_at != u64::MAX)
+            .filter(|_| theirs.chain != 0)
             .map(|at| reconnect::Chain {
                 at,
                 mirror: theirs.chain,

@@ -129,7 +129,7 @@ fn survey(
         };
         match journal.resume(&facts.segments, tail, end) {
             Ok(found) => {
-                if let Some(info) = found.last().filter(|info| info.txid > last) {
+                if let Some(info) = found.last().filter(|info| info.txid >= last) {
                     (last, chain) = (info.txid, info.chain);
                 }
                 infos = Some(found);
@@ -251,7 +251,9 @@ impl StepBack<'_> {
             Some(dirty) => self.keep_aside(facts, &found, shared, dirty)?,
             None => None,
         };
-        let compare = dirty.is_none();
+        // A mirror of which nothing is beyond the other history by name is given up for what its transactions contain.
+        let named = facts.role == Role::Mirror && found.last <= shared;
+        let compare = dirty.is_none() || (self.discard && named);
         let dirty = dirty.unwrap_or_default();
         let generations = shared_lineage(&ours, self.theirs);
         if !dirty.is_empty() {
