@@ -400,6 +400,41 @@ fn beta_takes_over(alpha: &mut Node, beta: &Node, gamma: &Node, behind: &str) {
     );
 }
 
+/// A node that asks whether it still is the master may be about to follow the very one that would give its copy up for it.
+#[test]
+fn a_master_that_is_starting_is_rejoined_once_it_is_one() {
+    if !need_fuse() {
+        return;
+    }
+    let three = Three::filled();
+    let Three {
+        mut cluster,
+        mut gamma,
+    } = three;
+    cluster.alpha.stop();
+    let config = cluster.alpha.state().join("lockstep.toml");
+    let mut text = std::fs::read_to_string(&config).unwrap();
+    text.insert_str(0, "role_query_s = 60\n");
+    std::fs::write(&config, text).unwrap();
+    // It is asked, and does not answer.
+    gamma.freeze(true);
+    cluster.alpha.start();
+    let asks = wait_until(Duration::from_secs(20), || {
+        cluster.alpha.volume(VOLUME)["condition"] == "opening"
+    });
+    assert!(asks, "{}", cluster.alpha.ok(&["status"]));
+    let rejoin = ["rejoin", VOLUME, "alpha"];
+    let (status, said) = cluster.beta.refused(&rejoin);
+    assert_eq!(status, 3);
+    assert!(said.contains("has not found out yet"), "{said}");
+    gamma.freeze(false);
+    cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(30));
+    cluster.beta.ok(&rejoin);
+    insync(&cluster.alpha, &cluster.beta);
+    insync(&cluster.alpha, &gamma);
+    end_well(&mut cluster.alpha, &mut [&mut cluster.beta, &mut gamma]);
+}
+
 #[test]
 fn another_mirror_follows_the_promoted_one_without_a_copy() {
     if !(need_fuse() && need_loop()) {
