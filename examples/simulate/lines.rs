@@ -22,6 +22,8 @@ pub struct Line {
     pub acked: Txid,
     /// Openings that are part of it.
     generations: BTreeSet<Generation>,
+    /// The generations of its master, when it opened last.
+    lineage: Vec<Lineage>,
     /// The node that adds to it; none once it has given it up.
     master: Option<usize>,
 }
@@ -39,6 +41,7 @@ impl Lines {
             golden: Arc::new(Mutex::new(Golden::new(shape.block_size as usize))),
             acked: Txid(0),
             generations: BTreeSet::new(),
+            lineage: Vec::new(),
             master: Some(shape.master),
         };
         Lines {
@@ -73,10 +76,18 @@ impl Lines {
             let base = self.of(n);
             let mut golden = base.golden.lock().clone();
             golden.branch(shared.fork);
+            let known = self.at.get(&n).map(|(_, known)| &known[..]);
+            if let Relation::Behind { fork } = relation(known.unwrap_or_default(), &base.lineage)
+                && shared.fork > fork
+            {
+                // Its master came back without what this one had of it, unconfirmed: nobody remembers that any more.
+                golden.end();
+            }
             let line = Line {
                 golden: Arc::new(Mutex::new(golden)),
                 acked: base.acked.min(shared.fork),
                 generations: BTreeSet::new(),
+                lineage: Vec::new(),
                 master: Some(n),
             };
             self.all.push(line);
@@ -87,6 +98,7 @@ impl Lines {
         };
         self.all[index].generations.insert(shared.generation);
         let generations = shared.facts.lock().generations.clone();
+        self.all[index].lineage.clone_from(&generations);
         self.at.insert(n, (index, generations));
         promoted
     }

@@ -499,6 +499,10 @@ impl World {
             self.note(|| format!("v{v} n{n}: promoted, as it was"));
             self.take_host(n, v);
             self.open_host(n, v);
+            if self.noticed_dark(n) {
+                // As in `boot`: an opening was cut short.
+                self.excuse(n);
+            }
             return true;
         };
         let linked = matches!(self.host(n, v), Some(Host::Mirror(host)) if host.call.is_some());
