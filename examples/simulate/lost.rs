@@ -27,15 +27,21 @@ impl World {
             line.acked,
             stepped.last
         );
-        match &stepped.kept {
-            Some(id) => self.kept_aside(n, v, id),
-            None => assert!(
-                stepped.last <= stepped.shared,
-                "lost: n{n} gives up transactions {} to {} of v{v} and keeps nothing aside",
-                stepped.shared.next(),
-                stepped.last
-            ),
+        let mut reached = stepped.shared;
+        for id in &stepped.kept {
+            self.kept_aside(n, v, id);
+            let kept = self.nodes[n].homes[&v].lost.get(id);
+            let index = kept.expect("looked at a moment ago").index;
+            if Txid(index.shared) <= reached {
+                reached = reached.max(Txid(index.last));
+            }
         }
+        assert!(
+            reached >= stepped.last,
+            "lost: n{n} gives up transactions {} to {} of v{v} and keeps nothing aside after {reached}",
+            stepped.shared.next(),
+            stepped.last
+        );
     }
 
     /// What was kept aside is what the copy had, and nothing of any file is missing.

@@ -1,8 +1,10 @@
-//! Promotions that power interrupts: at any write and flush the node is a mirror still, with a state that its master had, or
-//! the master, with all of it; and the command may be given again.
+//! Changes of role that power interrupts, at any write and flush. A node that is promoted is a mirror still, with a state
+//! that its master had, or the master, with all of it; and the command may be given again. One that steps back shows
+//! nothing on the way that no master confirmed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lockstepfs::fs::New;
 use lockstepfs::io::sim::Fault;
@@ -12,9 +14,9 @@ use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::policy::{Resync, SyncMode, Wishes};
 use lockstepfs::mirror::roles::{CopyStanding, StepBack, doubts, master_facts};
-use lockstepfs::units::Ino;
+use lockstepfs::units::{Generation, Ino, Txid};
 use lockstepfs::volume::Volume;
-use lockstepfs::volume::facts::{FactStore, Role};
+use lockstepfs::volume::facts::{FactStore, Lineage, Role};
 use states::State;
 
 use crate::world::{BLOCK, World};
@@ -41,6 +43,8 @@ fn unconfirmed(seed: u64) -> World {
         mode: Some(SyncMode::Sync),
         ..Wishes::default()
     });
+    world.settle();
+    file(&world, "second");
     world.settle();
     world.restart_master();
     world.committing = true;
@@ -146,6 +150,67 @@ fn cut_at(cut: Cut) -> bool {
 fn a_promotion_that_power_interrupts_leaves_a_mirror_or_a_master_and_may_be_given_again() {
     for kind in [Cut::Write as fn(u32) -> Cut, Cut::Flush, Cut::Facts] {
         let done = (0..400).find(|at| cut_at(kind(*at)));
+        assert!(done.is_some_and(|at| at > 1), "{done:?}");
+    }
+}
+
+/// The mirror steps back for a master that had less than it shows. `true`: it did.
+fn steps_back(seed: u64, fault: Option<Fault>) -> bool {
+    let mut world = unconfirmed(seed);
+    world.lost.expected.store(true, Ordering::Relaxed);
+    let mut follower = world.follower.take().unwrap();
+    let (shown, durable) = (follower.applied(), follower.durable());
+    follower.close().unwrap();
+    drop(follower);
+    let disk = Arc::clone(&world.mirror_parts.disk);
+    fault.into_iter().for_each(|fault| disk.inject(fault));
+    let mut facts = world.mirror_facts.load().unwrap();
+    let mut theirs = facts.generations.clone();
+    theirs.push(Lineage {
+        generation: Generation(77),
+        fork: Txid(shown.0 - 1),
+    });
+    let stepped = StepBack {
+        volume: &Arc::new(Volume::new(vec![Arc::clone(&disk) as Arc<dyn Disk>], BLOCK).unwrap()),
+        facts: &*world.mirror_facts,
+        maps: &*world.mirror_maps,
+        lost: &*world.lost,
+        node: "b",
+        master: "c",
+        theirs: &theirs,
+        discard: false,
+    }
+    .carry_out(&mut facts);
+    world.crash_mirror();
+    disk.heal();
+    world.acknowledged = 0;
+    let facts = world.mirror_facts.load().unwrap();
+    if facts.applied >= facts.consistent_at {
+        world.start_mirror();
+        world.check_now();
+        let follower = world.follower.as_ref().unwrap();
+        assert_eq!(
+            follower.applied(),
+            shown,
+            "{fault:?}: no master confirmed it"
+        );
+    }
+    if let Err(MirrorError::Refused { detail, .. }) = &stepped {
+        panic!("{fault:?}: {detail}");
+    }
+    if let Ok(stepped) = &stepped {
+        assert_eq!((stepped.shared.0, stepped.last), (shown.0 - 1, durable));
+        let kept = world.lost.kept.lock();
+        let unconfirmed = stepped.kept.iter().find(|id| kept[*id].0.last == durable.0);
+        assert!(unconfirmed.is_some(), "{:?}", stepped.kept);
+    }
+    stepped.is_ok()
+}
+
+#[test]
+fn a_mirror_that_power_interrupts_while_it_steps_back_shows_nothing_that_was_not_confirmed() {
+    for fault in [Fault::WritesAfter as fn(u64) -> Fault, Fault::FlushesAfter] {
+        let done = (0..400).find(|at| steps_back(500 + at, Some(fault(*at))));
         assert!(done.is_some_and(|at| at > 1), "{done:?}");
     }
 }

@@ -212,7 +212,7 @@ pub struct World {
     /// What the mirror says does not arrive, though the link stands.
     pub mute: bool,
     /// The last transaction of which an acknowledgement left the mirror: durable there for good.
-    acknowledged: u64,
+    pub acknowledged: u64,
     /// The mirror's disk forgets flushes, as if the mirror acknowledged before them.
     lying: bool,
     pub trace: Vec<(State, State, String)>,

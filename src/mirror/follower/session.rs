@@ -138,7 +138,7 @@ impl Follower {
             other => other?,
         };
         tracing::warn!(volume = %self.name, "{stepped}");
-        if let Some(id) = &stepped.kept {
+        for id in &stepped.kept {
             out.push(Output::KeptAside(id.clone(), stepped.to_string()));
         }
         *self.facts.lock() = facts;

@@ -9,14 +9,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use states::Cause;
+use states::reconnect::Fate;
 
-use super::{Relation, is_whole, relation, shared_lineage};
+use super::{Relation, fate, is_whole, relation, shared_lineage};
 use crate::fs::{How, open_volume_noting};
 use crate::journal::{Journal, JournalError, ResumeEnd, TxnInfo};
 use crate::mirror::dirty::{DirtyError, DirtyMap};
 use crate::mirror::floor::HEIR;
 use crate::mirror::keeper::note_recovery;
-use crate::mirror::lost::{Gone, LostStore, keep_aside};
+use crate::mirror::lost::{Gone, LostStore, Unshown, keep_aside};
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::shipment::touched;
@@ -59,8 +60,9 @@ pub struct Stepped {
     pub dirty_blocks: u64,
     /// The copy is to be compared: it is not known where it differs.
     pub compare: bool,
-    /// Under which name what only this side had was kept aside, if there was anything.
-    pub kept: Option<String>,
+    /// Under which names what only this side had was kept aside, if there was anything: what no master had confirmed by
+    /// itself.
+    pub kept: Vec<String>,
 }
 
 impl fmt::Display for Stepped {
@@ -75,10 +77,12 @@ impl fmt::Display for Stepped {
                 self.last
             )?;
         }
-        match &self.kept {
-            Some(id) => write!(f, " and kept aside as {id}")?,
-            None if self.last > self.shared => write!(f, "; no block of them could be kept aside")?,
-            None => {}
+        match self.kept.is_empty() {
+            false => write!(f, " and kept aside as {}", self.kept.join(" and "))?,
+            true if self.last > self.shared => {
+                write!(f, "; no block of them could be kept aside")?;
+            }
+            true => {}
         }
         match self.compare {
             true => write!(f, "; the copy will be compared by checksums"),
@@ -95,58 +99,116 @@ struct Survey {
     last: Txid,
     chain: u64,
     changed: Option<String>,
-}
-
-fn survey(
-    volume: &Arc<Volume>,
-    facts: &mut Facts,
-    store: &dyn FactStore,
-) -> Result<Survey, MirrorError> {
-    let base = facts.high_txid.max(facts.applied);
-    let opened = open_volume_noting(Arc::clone(volume), base, How::ReadWrite, &mut |found| {
-        note_recovery(facts, store, found).map_err(|error| JournalError::Keeper(error.to_string()))
-    })?;
-    let journal = opened.journal;
-    let changed = match &facts.stamps {
-        Some(_) => stamps::differ(facts, &stamps::read(volume)?),
-        None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
-        None => None,
-    };
-    let (mut last, mut chain) = (facts.applied, facts.chain);
-    if let Some(head) = facts.head.filter(|head| head.txid > last) {
-        (last, chain) = (head.txid, head.chain);
-    }
-    if let Some(recovery) = &opened.recovered
-        && let Some(txid) = recovery.last.filter(|txid| *txid > last)
-    {
-        (last, chain) = (txid, recovery.chain.unwrap_or(0));
-    }
-    let mut infos = None;
-    if let (None, Some(tail)) = (&changed, &facts.tail) {
-        let end = match facts.head {
-            Some(head) => ResumeEnd::Clean(head),
-            None => ResumeEnd::Recovered,
-        };
-        match journal.resume(&facts.segments, tail, end) {
-            Ok(found) => {
-                if let Some(info) = found.last().filter(|info| info.txid >= last) {
-                    (last, chain) = (info.txid, info.chain);
-                }
-                infos = Some(found);
-            }
-            Err(error) => tracing::warn!(%error, "the log can not be resumed"),
-        }
-    }
-    Ok(Survey {
-        journal,
-        infos,
-        last,
-        chain,
-        changed,
-    })
+    /// A mirror's last transaction that no master confirmed, if it may have been acknowledged: it is dropped by now, and was
+    /// kept aside as this.
+    dropped: Option<(Txid, String)>,
 }
 
 impl StepBack<'_> {
+    fn survey(&self, facts: &mut Facts) -> Result<Survey, MirrorError> {
+        let (volume, store) = (self.volume, self.facts);
+        let base = facts.high_txid.max(facts.applied);
+        let how = match facts.role {
+            Role::Master => How::ReadWrite,
+            // It was not shown, and does not go home: cut here, this is a mirror still.
+            Role::Mirror => How::Confirmed(facts.confirmed),
+        };
+        let opened = open_volume_noting(Arc::clone(volume), base, how, &mut |found| {
+            note_recovery(facts, store, found)
+                .map_err(|error| JournalError::Keeper(error.to_string()))
+        })?;
+        let journal = opened.journal;
+        let dropped = self.drop_unconfirmed(facts, &journal)?;
+        let changed = match &facts.stamps {
+            Some(_) => stamps::differ(facts, &stamps::read(volume)?),
+            None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
+            None => None,
+        };
+        let (mut last, mut chain) = (facts.applied, facts.chain);
+        if let Some(head) = facts.head.filter(|head| head.txid > last) {
+            (last, chain) = (head.txid, head.chain);
+        }
+        if let Some(recovery) = &opened.recovered
+            && let Some(txid) = recovery.last.filter(|txid| *txid > last)
+        {
+            (last, chain) = (txid, recovery.chain.unwrap_or(0));
+        }
+        let mut infos = None;
+        if let (None, Some(tail)) = (&changed, &facts.tail) {
+            let end = match facts.head {
+                Some(head) => ResumeEnd::Clean(head),
+                None => ResumeEnd::Recovered,
+            };
+            match journal.resume(&facts.segments, tail, end) {
+                Ok(found) => {
+                    if let Some(info) = found.last().filter(|info| info.txid >= last) {
+                        (last, chain) = (info.txid, info.chain);
+                    }
+                    infos = Some(found);
+                }
+                Err(error) => tracing::warn!(%error, "the log can not be resumed"),
+            }
+        }
+        Ok(Survey {
+            journal,
+            infos,
+            last,
+            chain,
+            changed,
+            dropped,
+        })
+    }
+
+    /// What a mirror's log holds and no master has confirmed is kept aside, unless it is known that nobody was told of it, and
+    /// erased.
+    fn drop_unconfirmed(
+        &self,
+        facts: &Facts,
+        journal: &Arc<Journal>,
+    ) -> Result<Option<(Txid, String)>, MirrorError> {
+        let shown = journal.last_published();
+        let last = journal.last_committed();
+        if facts.role == Role::Master || last <= shown {
+            return Ok(None);
+        }
+        let mut unshown = Vec::new();
+        for info in journal.info_after(shown).unwrap_or_default() {
+            unshown.push(journal.load_transaction(info.txid)?);
+        }
+        let mut kept = None;
+        if fate(facts, self.theirs, self.master) == Fate::KeptAside {
+            let reader = Arc::new(Unshown::new(Arc::clone(journal), &unshown));
+            let gone = self.gone(facts, shown.max(facts.applied), last);
+            let log = &journal.map().0;
+            kept = Some(keep_aside(
+                self.lost,
+                reader.clone(),
+                &gone,
+                reader.changed(),
+                log,
+            )?);
+        }
+        journal.discard_unpublished()?;
+        journal.close()?;
+        Ok(kept.map(|kept| (last, kept)))
+    }
+
+    /// What is given up, by its name.
+    fn gone<'a>(&'a self, facts: &'a Facts, shared: Txid, last: Txid) -> Gone<'a> {
+        Gone {
+            name: &facts.name,
+            volume_id: facts.volume_id,
+            node: self.node,
+            master: self.master,
+            shared,
+            last,
+            generation: facts
+                .generations
+                .last()
+                .map_or(Generation(0), |lineage| lineage.generation),
+        }
+    }
+
     fn refused(&self, detail: String) -> MirrorError {
         MirrorError::Refused {
             cause: Cause::Diverged,
@@ -195,7 +257,7 @@ impl StepBack<'_> {
             last: facts.applied,
             dirty_blocks: 0,
             compare: facts.tainted,
-            kept: None,
+            kept: Vec::new(),
         })
     }
 
@@ -214,7 +276,7 @@ impl StepBack<'_> {
         if facts.switching.is_some() {
             return Err(self.refused("a staged resync is being brought home".to_string()));
         }
-        let found = survey(self.volume, facts, self.facts)?;
+        let found = self.survey(facts)?;
         let ours = facts.generations.clone();
         let shared = match relation(&ours, self.theirs) {
             Relation::Behind { fork } => Some(fork.min(found.last)),
@@ -251,6 +313,7 @@ impl StepBack<'_> {
             Some(dirty) => self.keep_aside(facts, &found, shared, dirty)?,
             None => None,
         };
+        let (dropped_last, kept_before) = found.dropped.clone().unzip();
         // A mirror of which nothing is beyond the other history by name is given up for what its transactions contain.
         let named = facts.role == Role::Mirror && found.last <= shared;
         let compare = dirty.is_none() || (self.discard && named);
@@ -307,10 +370,10 @@ impl StepBack<'_> {
             dirty = dirty.count(), compare, "stepped back");
         Ok(Stepped {
             shared,
-            last: found.last,
+            last: dropped_last.unwrap_or(found.last),
             dirty_blocks: dirty.count(),
             compare,
-            kept,
+            kept: kept.into_iter().chain(kept_before).collect(),
         })
     }
 
@@ -393,18 +456,7 @@ impl StepBack<'_> {
         if found.last <= shared || planted::is("drop-without-keeping") {
             return Ok(None);
         }
-        let gone = Gone {
-            name: &facts.name,
-            volume_id: facts.volume_id,
-            node: self.node,
-            master: self.master,
-            shared,
-            last: found.last,
-            generation: facts
-                .generations
-                .last()
-                .map_or(Generation(0), |lineage| lineage.generation),
-        };
+        let gone = self.gone(facts, shared, found.last);
         let log = &found.journal.map().0;
         let id = keep_aside(self.lost, found.journal.clone(), &gone, dirty, log)?;
         Ok(Some(id))

@@ -84,6 +84,7 @@ pub fn step_back(
         Ok(())
     })?;
     show_role(node, &host, "mirror", [master.to_owned()].into());
+    let kept = (!stepped.kept.is_empty()).then(|| stepped.kept.join(" "));
     node.record(
         NewEvent::mirror(
             "became-mirror",
@@ -93,7 +94,7 @@ pub fn step_back(
         )
         .with("shared", stepped.shared.0)
         .with("last", stepped.last.0)
-        .with("kept_aside", stepped.kept.clone())
+        .with("kept_aside", kept)
         .with("dirty_blocks", stepped.dirty_blocks),
     );
     tell_master(node, name, facts.volume_id, master);
