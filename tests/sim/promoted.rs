@@ -215,6 +215,81 @@ fn a_mirror_that_power_interrupts_while_it_steps_back_shows_nothing_that_was_not
     }
 }
 
+/// Two mirrors cracked, one was half repaired when the other was promoted: the old master knows what it changed since by the
+/// map of the promoted one, for the other's has lost the blocks that were sent.
+#[test]
+fn an_old_master_knows_what_it_changed_though_another_mirror_has_half_of_it() {
+    let mut world = World::new(90, 8 << 20);
+    let write = |world: &World, name: &str| {
+        let new = New {
+            mode: 0o100644,
+            ..New::default()
+        };
+        let ino = world
+            .fs()
+            .create(Ino(2), name.as_bytes(), &new)
+            .unwrap()
+            .ino;
+        world.fs().write(ino, 0, &vec![9; 3 << 20]).unwrap();
+        world.fs().sync().unwrap();
+    };
+    write(&world, "first");
+    world.create_mirror();
+    world.mirror.as_mut().unwrap().set_wishes(Wishes {
+        resync: Some(Resync::Direct),
+        ..Wishes::default()
+    });
+    world.settle();
+    let master = world.master.clone().unwrap();
+    let shared = master.shared.clone();
+    let promoted = master.add_mirror("c", None).unwrap();
+    let fork = shared.journal.last_committed();
+    world.cut_link();
+    write(&world, "second");
+    world.crack();
+    let last = shared.journal.last_committed();
+    let mut state = promoted.state.lock();
+    let crack = state.crack(&shared.journal, promoted.id, shared.generation, last);
+    crack.unwrap();
+    let marked = state.map.count();
+    drop(state);
+    world.cut = false;
+    world.until(State::OutOfSync);
+    let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+    while slot.state.lock().map.count() + 8 > marked {
+        world.step();
+    }
+    slot.state.lock().map.flush().unwrap();
+    assert_eq!(world.state(), State::OutOfSync);
+    world.cut_link();
+    world.mirror = None;
+    world.master.take().unwrap().close().unwrap();
+    drop((master, shared, slot, promoted));
+    let mut facts = world.master_facts.load().unwrap();
+    let mut theirs = facts.generations.clone();
+    let generation = Generation(77);
+    theirs.push(Lineage { generation, fork });
+    let disk = Arc::clone(&world.master_disk) as Arc<dyn Disk>;
+    world.lost.expected.store(true, Ordering::Relaxed);
+    let stepped = StepBack {
+        volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
+        facts: &*world.master_facts,
+        maps: &*world.maps,
+        lost: &*world.lost,
+        node: "a",
+        master: "c",
+        theirs: &theirs,
+        discard: false,
+    }
+    .carry_out(&mut facts)
+    .unwrap();
+    assert!(
+        stepped.dirty_blocks >= marked,
+        "{} of {marked} blocks are known",
+        stepped.dirty_blocks
+    );
+}
+
 /// A repair was cut short on the mirror when another node, which had less, was made the master. The refusal names
 /// `rejoin --discard`, and that is enough.
 #[test]

@@ -424,14 +424,16 @@ impl StepBack<'_> {
         Ok(Some(dirty))
     }
 
-    /// The bits of a peer's map that reaches from `shared` to where the log goes on, and to where it does.
+    /// The bits of a map that reaches from `shared` to where the log goes on, and to where it does: of the new master's, if it
+    /// was our mirror, for from another one's the bits are gone of what that one has got meanwhile; of the heir's, if we were one.
     fn covering_map(
         &self,
         facts: &Facts,
         shared: Txid,
         covers: &dyn Fn(Txid) -> bool,
     ) -> Result<Option<(RangeSet, Txid)>, MirrorError> {
-        for peer in facts.peers.keys().map(String::as_str).chain([HEIR]) {
+        let known = facts.peers.contains_key(self.master);
+        for peer in known.then_some(self.master).into_iter().chain([HEIR]) {
             let Ok(mut map) = open(self.volume, facts.volume_id, self.maps, peer) else {
                 continue;
             };
