@@ -15,6 +15,7 @@
 //! safe, because bits are set before they count and cleared after they are of no use.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -111,16 +112,20 @@ impl DirtyMap {
         (2 + blocks_count.div_ceil(PAGE_BITS)) * PAGE as u64
     }
 
-    /// A new, inactive, empty map on `disk`, whatever was there. Durable after the next `flush`.
+    /// A new, inactive, empty map on `disk`, whatever was there. Its space is taken now: a mirror that cracks while the disk
+    /// of the maps is full needs it. Durable after the next `flush`.
     pub fn create(
         disk: Arc<dyn Disk>,
         volume_id: u128,
         blocks_count: u64,
     ) -> Result<DirtyMap, DirtyError> {
         let mut map = DirtyMap::bare(disk, volume_id, blocks_count)?;
-        map.disk
-            .zero(0, map.disk.len())
-            .map_err(|source| map.io(source))?;
+        let len = map.disk.len();
+        map.disk.zero(0, len).map_err(|source| map.io(source))?;
+        match map.disk.preallocate(0, len) {
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(map.io(error)),
+            _ => {}
+        }
         map.header_changed = true;
         map.flush()?;
         Ok(map)

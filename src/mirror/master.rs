@@ -771,7 +771,7 @@ impl Mirror {
             MirrorError::Protocol(_) => Event::MinorFailure(MinorCause::BadFrame),
             MirrorError::Dirty(_) => {
                 self.slot.state.lock().map_lost = true;
-                Event::MinorFailure(MinorCause::TimedOut)
+                Event::MinorFailure(MinorCause::TransientIo)
             }
             MirrorError::Refused { cause, .. } => Event::SevereFailure(*cause),
             _ => Event::SevereFailure(Cause::MasterDamaged),

@@ -1,5 +1,5 @@
-//! What wears a mirror down without killing it: a disk that gives errors, a line that is too slow for what is written, and
-//! one that breaks again and again in the middle of anything.
+//! What wears a node down without killing it: a disk that gives errors, a state directory without room, a line that is too
+//! slow for what is written, and one that breaks again and again in the middle of anything.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -81,6 +81,121 @@ impl Drop for Failing {
         for at in [&self.at, &self.tmpfs] {
             let _ = command("umount").arg("-l").arg(at).output();
         }
+    }
+}
+
+/// A directory on a small file system of its own, which can be filled up.
+pub struct Small {
+    at: PathBuf,
+}
+
+impl Small {
+    /// Puts a file system of `size` bytes, which is kept in `image`, under what is in the directory `at`.
+    pub fn new(image: &Path, size: u64, at: &Path) -> Small {
+        mke2fs_with(image, size, "", 4096).unwrap();
+        let before = at.with_extension("before");
+        std::fs::rename(at, &before).unwrap();
+        std::fs::create_dir(at).unwrap();
+        let what = [image.as_os_str(), at.as_os_str()];
+        run("mount", &["-o".as_ref(), "loop".as_ref(), what[0], what[1]]).unwrap();
+        let small = Small { at: at.to_owned() };
+        let all = [before.join("."), at.to_owned()];
+        run(
+            "cp",
+            &["-a".as_ref(), all[0].as_os_str(), all[1].as_os_str()],
+        )
+        .unwrap();
+        small
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.at.join("filler")
+    }
+
+    /// Leaves no room.
+    pub fn fill(&self) {
+        let mut filler = File::create(self.filler()).unwrap();
+        let mut write = |len| filler.write_all(&vec![1; len]).is_ok();
+        // What was set aside for writing it out is free again once it is.
+        while write(4096) {
+            for len in [1 << 20, 4096, 1] {
+                while write(len) {}
+            }
+            run("sync", &["-f", self.at.to_str().unwrap()]).unwrap();
+        }
+    }
+
+    /// Makes room.
+    pub fn empty(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = command("umount").arg("-l").arg(&self.at).output();
+    }
+}
+
+#[test]
+fn a_state_directory_without_room_stops_nobody() {
+    if !(need_fuse() && need_loop()) {
+        return;
+    }
+    for masters in [true, false] {
+        let mut cluster = Cluster::made(None);
+        let node = match masters {
+            true => &cluster.alpha,
+            false => &cluster.beta,
+        };
+        let disk = Small::new(&cluster.path("image"), 64 << 20, &node.state());
+        cluster.start();
+        cluster.introduce();
+        cluster.replicated(100, &["--buffer", "8M"]);
+        write_durably(&cluster.alpha.path("before"), &[1; 100_000]);
+        cluster.settle();
+        disk.fill();
+        let mut rng = Rng(11);
+        // Overwritten, so that the log goes round: where it begins has to be noted.
+        let file = File::create(cluster.alpha.path("file")).unwrap();
+        let mut overwrite = |times| {
+            for _ in 0..times {
+                let begun = Instant::now();
+                file.write_all_at(&rng.bytes(1 << 20), 0).unwrap();
+                file.sync_all().unwrap();
+                assert!(
+                    begun.elapsed() < Duration::from_secs(10),
+                    "a writer was held up"
+                );
+            }
+        };
+        overwrite(30);
+        cluster.insync();
+        cluster.alpha.ok(&["mirror", "pause", VOLUME, "beta"]);
+        overwrite(12);
+        let cracked = wait_until(Duration::from_secs(10), || {
+            cluster.alpha.mirror(VOLUME, "beta")["cracked"] == true
+        });
+        assert!(cracked);
+        cluster.alpha.ok(&["mirror", "continue", VOLUME, "beta"]);
+        cluster.insync();
+        cluster.verify();
+        // A master counts from its start.
+        let copied = match masters {
+            true => 0,
+            false => cluster.bytes_bulk(),
+        };
+        // What was saved meanwhile is what a restart goes by.
+        let [alpha, beta] = cluster.nodes();
+        let killed = if masters { alpha } else { beta };
+        killed.kill();
+        disk.empty();
+        killed.start();
+        cluster.insync();
+        assert_eq!(cluster.bytes_bulk(), copied, "it is copied again");
+        cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(20));
+        end_with(cluster);
+        drop(disk);
     }
 }
 

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, VOLUME, free_address, write_durably};
 use crate::copies::{copy_of, recovered_by_kernel};
-use crate::testkit::{
-    command, e2fsck, mke2fs_with, need_fuse, need_loop, need_tool, run, said, wait_until,
-};
+use crate::faults::Small;
+use crate::testkit::{e2fsck, need_fuse, need_loop, need_tool, wait_until};
 
 fn set(cluster: &Cluster, more: &[&str]) {
     let args = [&["mirror", "set", VOLUME, "beta"], more].concat();
@@ -169,45 +168,32 @@ fn a_full_mirror_stops_only_the_mirror() {
         return;
     }
     for mode in ["async", "sync"] {
-        let cluster = Cluster::local();
-        let small = cluster.path("small");
-        mke2fs_with(&small, 160 << 20, "", 4096).unwrap();
+        let mut cluster = Cluster::local();
         let store = cluster.beta.store();
-        let at = [small.as_os_str(), store.as_os_str()];
-        run("mount", &["-o".as_ref(), "loop".as_ref(), at[0], at[1]]).unwrap();
-        let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            cluster.replicated(100, &[]);
-            set(&cluster, &["--mode", mode]);
-            // Somebody else takes the room that the mirror's sparse part has not used.
-            let filler = store.join("filler");
-            let _ = command("dd")
-                .args(["if=/dev/zero", "bs=1M"])
-                .arg(format!("of={}", filler.display()))
-                .output();
-            for n in 0..30 {
-                let begun = Instant::now();
-                write_durably(&cluster.alpha.path(format!("f{n}")), &vec![n; 1 << 20]);
-                assert!(
-                    begun.elapsed() < Duration::from_secs(10),
-                    "a writer was held up"
-                );
-            }
-            cluster.alpha.wait(VOLUME, "beta", "ERROR", 60);
-            assert!(reason(&cluster).contains("full"), "{}", reason(&cluster));
-            assert_eq!(degraded(&cluster), mode == "sync");
-            write_durably(&cluster.alpha.path("after"), b"text");
-            std::fs::remove_file(&filler).unwrap();
-            cluster.alpha.ok(&["mirror", "restart", VOLUME, "beta"]);
-            cluster.insync();
-            cluster.verify();
-        }));
-        let mut cluster = cluster;
-        cluster.stop();
-        let unmounted = command("umount").arg("-l").arg(&store).output().unwrap();
-        if let Err(panic) = tried {
-            std::panic::resume_unwind(panic);
+        std::fs::create_dir_all(&store).unwrap();
+        let disk = Small::new(&cluster.path("image"), 160 << 20, &store);
+        cluster.replicated(100, &[]);
+        set(&cluster, &["--mode", mode]);
+        // Somebody else takes the room that the mirror's sparse part has not used.
+        disk.fill();
+        for n in 0..30 {
+            let begun = Instant::now();
+            write_durably(&cluster.alpha.path(format!("f{n}")), &vec![n; 1 << 20]);
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "a writer was held up"
+            );
         }
-        assert!(unmounted.status.success(), "{}", said(&unmounted));
+        cluster.alpha.wait(VOLUME, "beta", "ERROR", 60);
+        assert!(reason(&cluster).contains("full"), "{}", reason(&cluster));
+        assert_eq!(degraded(&cluster), mode == "sync");
+        write_durably(&cluster.alpha.path("after"), b"text");
+        disk.empty();
+        cluster.alpha.ok(&["mirror", "restart", VOLUME, "beta"]);
+        cluster.insync();
+        cluster.verify();
+        cluster.stop();
+        drop(disk);
     }
 }
 

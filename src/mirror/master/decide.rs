@@ -425,9 +425,17 @@ impl Mirror {
                 "this resync goes home directly");
             return Ok(Mode::OutOfSync);
         }
-        let todo = self.shared.todo(&self.peer)?;
-        state.begin_staged(todo)?;
-        Ok(Mode::Staged { bytes })
+        match self.shared.todo(&self.peer) {
+            Ok(todo) => {
+                state.begin_staged(todo)?;
+                Ok(Mode::Staged { bytes })
+            }
+            Err(error) => {
+                tracing::warn!(volume = %self.shared.name, peer = %self.peer, %error,
+                    "this resync goes home directly: there is no room here for its map");
+                Ok(Mode::OutOfSync)
+            }
+        }
     }
 
     pub(super) fn begin_sequencing(&mut self, now: Duration, out: &mut Vec<Action>) {

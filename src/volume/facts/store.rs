@@ -1,4 +1,7 @@
 //! Where facts are kept: a file, or memory in a simulation. Owns the text form and its checks.
+//!
+//! A fact file has a second one beside it, as long as itself, which the next save fills in place and puts in its stead: a
+//! volume is served on while the disk of the state directory is full.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -7,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Facts;
@@ -20,6 +25,12 @@ const MAGIC: &str = "lockstep-facts";
 
 /// Bytes of JSON beyond which a length is taken for damage; facts of a hundred mirrors take about 30 KiB.
 const MAX_LEN: usize = 16 << 20;
+
+/// The steps in which a fact file grows: the space of the one before does for the next.
+const STEP: usize = 16 << 10;
+
+/// Room for the first line within a step.
+const HEADER: usize = 128;
 
 /// Why facts could not be read or kept.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -109,12 +120,14 @@ pub trait FactStore: Send + Sync + std::fmt::Debug {
     fn save(&self, facts: &Facts) -> Result<(), FactsError>;
 }
 
-/// The text form.
+/// The text form, with spaces at its end up to a whole step.
 fn encode(serial: u64, facts: &Facts, place: &str) -> Result<Vec<u8>, FactsError> {
     let mut json = serde_json::to_vec_pretty(facts).map_err(|e| FactsError::Content {
         place: place.to_owned(),
         source: Arc::new(e),
     })?;
+    let len = (HEADER + json.len() + 1).next_multiple_of(STEP) - HEADER;
+    json.resize(len - 1, b' ');
     json.push(b'\n');
     let mut text = header(serial, &json).into_bytes();
     text.extend_from_slice(&json);
@@ -287,23 +300,38 @@ impl FactFile {
         let next = last.wrapping_add(1);
         let text = encode(next, facts, &self.place())?;
         let temporary = self.temporary();
+        // Not truncated: what it has of the disk is what it will need.
         let mut file: File = OpenOptions::new()
             .write(true)
             .create(true)
-            .truncate(true)
+            .truncate(false)
             .mode(0o600)
             .open(&temporary)
             .map_err(self.failed("make a new copy of"))?;
         at(SaveStep::Created).map_err(self.failed("write"))?;
         file.write_all(&text).map_err(self.failed("write"))?;
+        let len = text.len() as u64;
+        file.set_len(len).map_err(self.failed("write"))?;
         at(SaveStep::Written).map_err(self.failed("write"))?;
         // Before the rename, or a power cut may leave the new name with no contents.
         file.sync_all().map_err(self.failed("flush"))?;
         at(SaveStep::Flushed).map_err(self.failed("write"))?;
-        std::fs::rename(&temporary, &self.path).map_err(self.failed("replace"))?;
+        exchange(&temporary, &self.path).map_err(self.failed("replace"))?;
         at(SaveStep::Renamed).map_err(self.failed("write"))?;
         *serial = Some(next);
         sync_parent(&self.path).map_err(self.failed("flush the directory of"))
+    }
+}
+
+/// Gives `new` the name `path`; what had that name is `new` from then on, where the file system can do so.
+fn exchange(new: &Path, path: &Path) -> io::Result<()> {
+    let flags = RenameFlags::EXCHANGE;
+    match renameat_with(CWD, new, CWD, path, flags) {
+        // There was none; or a file system that only replaces.
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            std::fs::rename(new, path)
+        }
+        exchanged => Ok(exchanged?),
     }
 }
 

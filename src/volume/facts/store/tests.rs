@@ -147,7 +147,36 @@ fn a_crash_between_any_two_steps_leaves_the_old_or_the_new_facts() {
         let restarted = FactFile::new(file.path());
         restarted.save(&new).unwrap();
         assert_eq!(restarted.load().unwrap(), new);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(std::fs::read_dir(dir.path()).unwrap().count() <= 2);
+        restarted.remove().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_save_takes_no_space_that_the_one_before_did_not_have() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let file = FactFile::new(dir.path().join("facts"));
+    let mut facts = sample();
+    file.save(&facts).unwrap();
+    file.save(&facts).unwrap();
+    let inodes = || {
+        let mut inodes: Vec<(u64, u64)> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap())
+            .map(|meta| (meta.ino(), meta.len()))
+            .collect();
+        inodes.sort_unstable();
+        inodes
+    };
+    let before = inodes();
+    assert_eq!(before.len(), 2);
+    for name in ["short", "quite a bit longer than before"] {
+        facts.name = name.into();
+        file.save(&facts).unwrap();
+        assert_eq!(file.load().unwrap(), facts);
+        assert_eq!(inodes(), before);
     }
 }
 
