@@ -222,6 +222,14 @@ impl Journal {
         })
     }
 
+    /// Brings home everything that reading sees, pinned or not. What is not shown yet stays in the log.
+    pub fn bring_home(&self) -> Result<(), JournalError> {
+        let _commit = self.commit.lock();
+        self.check_alive()?;
+        let _checkpoint = self.checkpoint.lock();
+        self.empty_overlay()
+    }
+
     /// As `close`, without ending the segment. With `commit` held.
     pub(super) fn empty_log(&self) -> Result<(), JournalError> {
         self.check_alive()?;
@@ -232,15 +240,7 @@ impl Journal {
             }
         }
         let _checkpoint = self.checkpoint.lock();
-        if !self.confirm_published()? {
-            return Err(Refused::NotConfirmed(self.state.read().published).into());
-        }
-        loop {
-            let step = self.checkpoint_locked(BATCH_BLOCKS, true)?;
-            if step.done {
-                break;
-            }
-        }
+        self.empty_overlay()?;
         if !self.state.read().live {
             return Ok(());
         }
@@ -253,6 +253,15 @@ impl Journal {
             keeper.emptying(last, chain)?;
         }
         self.mark_clean().map_err(|error| self.abort_with(error))
+    }
+
+    /// With `checkpoint` held.
+    fn empty_overlay(&self) -> Result<(), JournalError> {
+        if !self.confirm_published()? {
+            return Err(Refused::NotConfirmed(self.state.read().published).into());
+        }
+        while !self.checkpoint_locked(BATCH_BLOCKS, true)?.done {}
+        Ok(())
     }
 
     /// Everything is home and flushed: s_start becomes 0, durably. With `checkpoint` held.

@@ -2,6 +2,7 @@
 //! moment, on either side.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lockstepfs::fs::{Commit, Fs, New};
 use lockstepfs::mirror::policy::{Compress, SyncMode, Wishes};
@@ -285,6 +286,70 @@ fn a_mirror_that_drops_the_first_transaction_of_its_log_still_knows_what_it_show
         world.check_parts(false);
     }
     assert!(unnoted > 4, "the facts were ahead of the log");
+}
+
+/// Somebody else may have had the master's volume, so it does not vouch for what it never confirmed; but it was acknowledged.
+#[test]
+fn what_was_acknowledged_and_is_doubted_stays_on_the_mirror_until_it_has_the_masters_copy() {
+    for (steps, away, held) in (0..30).step_by(2).flat_map(|steps| {
+        [
+            (steps, false, true),
+            (steps, true, true),
+            (steps, true, false),
+        ]
+    }) {
+        let mut world = sync_world(433, false);
+        let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+        create(&fs, "cut", 30_000);
+        let commit = fs.begin_commit().unwrap().unwrap();
+        world.committing = true;
+        for _ in 0..ROUNDS {
+            step(&mut world);
+        }
+        // Acknowledged; the mirror does not hear of it.
+        let promised = commit.finish().unwrap();
+        world.committing = false;
+        drop(fs);
+        world.cut_link();
+        assert!(world.follower.as_ref().unwrap().applied() < promised);
+        if held {
+            world.crash_mirror();
+            world.start_mirror();
+        }
+        world.crash_master();
+        let mut facts = world.master_facts.load().unwrap();
+        facts.set_stamps(None);
+        world.master_facts.save(&facts).unwrap();
+        world.start_master();
+        set_sync(&mut world, false);
+        world.lost.expected.store(true, Ordering::Relaxed);
+        world.cut = false;
+        let has = |world: &World| {
+            let follower = world.follower.as_ref().unwrap();
+            assert!(!follower.is_consistent() || follower.durable() >= promised);
+        };
+        for _ in 0..steps {
+            world.step();
+            has(&world);
+        }
+        match away {
+            true => world.crash_mirror(),
+            false => world.cut_link(),
+        }
+        world.cut = false;
+        if away {
+            world.start_mirror();
+        }
+        has(&world);
+        while world.state() != State::InSync {
+            world.step();
+            has(&world);
+        }
+        assert!(shows(&world, "cut"));
+        world.settle();
+        world.assert_equal();
+        world.check_parts(false);
+    }
 }
 
 /// The bytes of a file that were kept aside.

@@ -298,8 +298,9 @@ impl World {
             commit_interval: Duration::from_secs(1),
         };
         let facts = self.master_facts.load().unwrap();
-        let records = facts.peers.clone();
         let master = open_master(volume, facts, &options).unwrap();
+        // What the opening found out is among it.
+        let records = master.shared.facts.lock().peers.clone();
         for slot in master.slots.all() {
             let record = records[&slot.peer].record.clone();
             let rate = Rate::new(record.rate);

@@ -16,7 +16,7 @@ use crate::mirror::floor::Heir;
 use crate::mirror::keeper::{FollowerKeeper, note_recovery};
 use crate::mirror::lost::{Gone, Unshown, keep_aside};
 use crate::mirror::ranges::RangeSet;
-use crate::mirror::roles::fate;
+use crate::mirror::roles::{Relation, fate, relation};
 use crate::mirror::{MirrorError, committed, guard, stamps};
 use crate::units::{BlockRange, Generation, Txid, planted};
 use crate::volume::facts::{Facts, Lineage, MirrorTail};
@@ -241,6 +241,23 @@ impl Follower {
         Ok(())
     }
 
+    /// What is held back is in the history of the master, `theirs`, by name; but somebody else had its volume, so it has all of it
+    /// dropped, and the copy compared.
+    pub(super) fn is_doubted(&self, drop_after: Option<Txid>, theirs: &[Lineage]) -> bool {
+        let Phase::Following(following) = &self.phase else {
+            return false;
+        };
+        let Some(last) = following.unshown.back() else {
+            return false;
+        };
+        let named = match relation(&self.facts.lock().generations, theirs) {
+            Relation::Equal => true,
+            Relation::Behind { fork } => last.txid <= fork,
+            Relation::Ahead | Relation::Diverged { .. } | Relation::Unrelated => false,
+        };
+        named && drop_after == Some(following.applied)
+    }
+
     /// A stream begins: the master's history, `theirs`, holds what is here, but for what comes after `drop_after`, which is
     /// erased; before that it is kept aside, if it may have been acknowledged by another master. Then the log is continued,
     /// if it was opened with such transactions in it.
@@ -264,23 +281,15 @@ impl Follower {
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
         };
-        if let (Some(first), Some(last)) = (following.unshown.front(), following.unshown.back()) {
-            let kept = keep_unless_erased(
+        if !following.unshown.is_empty() {
+            keep_unshown(
                 &self.env,
                 &self.facts.lock(),
                 following,
                 theirs,
                 &self.caller,
+                out,
             )?;
-            let what = format!(
-                "transactions {} to {}, which no master confirmed, are not in the history of {}: they are dropped",
-                first.txid, last.txid, self.caller
-            );
-            tracing::warn!(volume = %self.name, kept_aside = kept, "{what}");
-            if let Some(id) = kept {
-                let text = format!("{what}, and kept aside as {id}");
-                out.push(Output::KeptAside(id, text));
-            }
             {
                 let mut facts = self.facts.lock();
                 name(&mut facts, &following.journal, following.applied);
@@ -314,19 +323,41 @@ impl Follower {
 }
 
 /// Keeps aside what is dropped for the master `caller`, unless its own sender says that it never came about.
-fn keep_unless_erased(
+pub(super) fn keep_unshown(
     env: &Env,
     facts: &Facts,
     following: &Following,
     theirs: &[Lineage],
     caller: &str,
-) -> Result<Option<String>, MirrorError> {
-    let Some(last) = following.unshown.back().map(|txn| txn.txid) else {
-        return Ok(None);
+    out: &mut Vec<Output>,
+) -> Result<(), MirrorError> {
+    let unshown = &following.unshown;
+    let (Some(first), Some(last)) = (unshown.front(), unshown.back()) else {
+        return Ok(());
     };
-    if fate(facts, theirs, caller) == Fate::Erased {
-        return Ok(None);
+    let kept = match fate(facts, theirs, caller) {
+        Fate::Erased => None,
+        Fate::KeptAside => Some(keep_last(env, facts, following, caller, last.txid)?),
+    };
+    let what = format!(
+        "transactions {} to {}, which no master confirmed, are not in the history of {caller}: they are dropped",
+        first.txid, last.txid
+    );
+    tracing::warn!(volume = %facts.name, kept_aside = kept, "{what}");
+    if let Some(id) = kept {
+        let text = format!("{what}, and kept aside as {id}");
+        out.push(Output::KeptAside(id, text));
     }
+    Ok(())
+}
+
+fn keep_last(
+    env: &Env,
+    facts: &Facts,
+    following: &Following,
+    caller: &str,
+    last: Txid,
+) -> Result<String, MirrorError> {
     let unshown = Unshown::new(Arc::clone(&following.journal), &following.unshown);
     let unshown = Arc::new(unshown);
     let gone = Gone {
@@ -339,7 +370,7 @@ fn keep_unless_erased(
         generation: generation(facts),
     };
     let log = &following.journal.map().0;
-    keep_aside(&*env.lost, unshown.clone(), &gone, unshown.changed(), log).map(Some)
+    keep_aside(&*env.lost, unshown.clone(), &gone, unshown.changed(), log)
 }
 
 /// The state is that of `applied`. Where the log was opened at what had not been confirmed, it does not tell the chain hash there

@@ -291,7 +291,10 @@ impl Follower {
         self.drop_staged();
         self.idle_into(out)?;
         let lineage = lineage(generations);
-        self.settle_unconfirmed(drop_after, &lineage, out)?;
+        // The master names what is held back here, and can not vouch for it: it is kept until the copy is the master's.
+        if !(matches!(mode, Mode::Staged { .. }) && self.is_doubted(drop_after, &lineage)) {
+            self.settle_unconfirmed(drop_after, &lineage, out)?;
+        }
         let volume = self.volume()?;
         let home = matches!(mode, Mode::Replicate { .. } | Mode::OutOfSync);
         if home && (superblock.len() != 1024 || Superblock::decode(superblock).is_err()) {

@@ -2,10 +2,11 @@
 //! sends goes into a staging log; one switch at the end brings it home.
 //!
 //! The switch, each step durable before the next: the staging log is completed; the copy's own log is brought home and
-//! closed; the facts say that the staging is to be redone (the marker); the mount is withdrawn; the guard; the redo; the
+//! closed (unless it holds back what no master confirmed: then the redo ends it); the facts say that the staging is to be redone (the marker); the mount is withdrawn; the guard; the redo; the
 //! new log; the facts of the new state, which take the marker away; the guard goes. A cut before the marker leaves the
 //! old state, one behind it is finished at the next opening.
 
+use super::log::keep_unshown;
 use super::{Copying, FLUSH_BYTES, Follower, Following, Output, Phase, protocol};
 use crate::mirror::staging::{End, Staging, Step, redo};
 use crate::mirror::{MirrorError, guard};
@@ -196,8 +197,27 @@ impl Follower {
             return Err(protocol("the end of a copy, but no copy is being made"));
         };
         let (id, generations) = (staged.staging.id(), staged.generations);
-        self.phase = Phase::Following(staged.following);
-        let log = self.stop_following()?;
+        let following = staged.following;
+        let log = match following.unshown.is_empty() {
+            true => {
+                self.phase = Phase::Following(following);
+                Some(self.stop_following()?)
+            }
+            // What is held back is the copy's until the marker says that it is not, with its log.
+            false => {
+                let caller = &self.caller;
+                keep_unshown(
+                    &self.env,
+                    &self.facts.lock(),
+                    &following,
+                    &generations,
+                    caller,
+                    out,
+                )?;
+                following.journal.bring_home()?;
+                None
+            }
+        };
         {
             let mut facts = self.facts.lock();
             facts.switching = Some(Switch {
@@ -205,7 +225,7 @@ impl Follower {
                 generations,
                 consistent_at: end.consistent_at,
                 chain,
-                keep_log: log == end.log,
+                keep_log: log.as_ref() == Some(&end.log),
             });
             self.env.facts.save(&facts)?;
         }
@@ -273,6 +293,7 @@ impl Follower {
         })?;
         if !switch.keep_log {
             self.begin_log(&end.log, &end.journal_superblock)?;
+            guard::clear_recover(&volume)?;
         }
         volume.flush()?;
         self.became_complete(switch.consistent_at, switch.chain, Some(switch.generations))?;
