@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, VOLUME, free_address, write_durably};
 use crate::daemon::Node;
+use crate::faults::Small;
 use crate::testkit::{
-    LoopMount, Rng, command, e2fsck, mke2fs_with, need_fuse, need_loop, need_tool, run, said,
-    wait_until,
+    LoopMount, Rng, e2fsck, mke2fs_with, need_fuse, need_loop, need_tool, run, said, wait_until,
 };
 
 /// Waits for ERROR; what status says of it has to name these.
@@ -25,6 +25,7 @@ fn error(cluster: &Cluster, cause: &str, remedy: &str) -> Value {
     mirror
 }
 
+/// What was wrong is mended.
 #[track_caller]
 fn restarted(cluster: &Cluster) {
     cluster.alpha.ok(&["mirror", "restart", VOLUME, "beta"]);
@@ -53,6 +54,7 @@ fn a_name_that_is_taken() {
     assert_eq!(cluster.beta.volume(VOLUME)["role"], "master");
     cluster.beta.ok(&["volume", "delete", VOLUME]);
     restarted(&cluster);
+    cluster.end_clean();
 }
 
 #[test]
@@ -63,27 +65,18 @@ fn too_little_space() {
     let cluster = Cluster::local();
     cluster.volume(200, &[]);
     write_durably(&cluster.alpha.path("file"), b"text");
-    // A small file system at the store.
-    let small = cluster.path("small");
-    mke2fs_with(&small, 64 << 20, "", 1024).unwrap();
     let store = cluster.beta.store();
-    let at = [small.as_os_str(), store.as_os_str()];
-    run("mount", &["-o".as_ref(), "loop".as_ref(), at[0], at[1]]).unwrap();
-    let unmount = || command("umount").arg("-l").arg(&store).output().unwrap();
-    let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        cluster.mirror(&[]);
-        error(&cluster, "less space", "store");
-        assert!(
-            !store.join(VOLUME).join("part0").exists(),
-            "what did not fit is left"
-        );
-    }));
-    let unmounted = unmount();
-    if let Err(panic) = tried {
-        std::panic::resume_unwind(panic);
-    }
-    assert!(unmounted.status.success(), "{}", said(&unmounted));
+    std::fs::create_dir_all(&store).unwrap();
+    let small = Small::new(&cluster.path("small"), 64 << 20, &store);
+    cluster.mirror(&[]);
+    error(&cluster, "less space", "store");
+    assert!(
+        !store.join(VOLUME).join("part0").exists(),
+        "what did not fit is left"
+    );
+    drop(small);
     restarted(&cluster);
+    cluster.end_clean();
 }
 
 #[test]
@@ -125,6 +118,7 @@ fn an_unknown_key() {
         ours.trim(),
     ]);
     restarted(&cluster);
+    cluster.end_clean();
 }
 
 #[test]
@@ -215,6 +209,7 @@ fn a_half_copied_mirror_is_refused_by_the_kernel() {
     cluster.beta.start();
     cluster.insync();
     cluster.verify();
+    cluster.end_clean();
 }
 
 #[test]

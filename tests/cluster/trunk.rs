@@ -1,12 +1,13 @@
 //! Many volumes between the same nodes, in both directions, over one connection a pair.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::{COPY_SECONDS, Cluster, free_address};
+use crate::copies::assert_equal_blocks;
 use crate::daemon::Node;
 use crate::sizes::choose;
-use crate::testkit::{need_fuse, need_netns, need_tool, wait_until};
+use crate::testkit::{e2fsck, need_fuse, need_netns, need_tool, wait_until};
 use crate::writer::Writer;
 
 /// An fsync that takes longer than this waited for something other than a busy disk.
@@ -21,6 +22,16 @@ fn volume(master: &Node, name: &str, mirror: &str) -> PathBuf {
     master.ok(&["mount", name, dir.to_str().unwrap()]);
     master.ok(&["mirror", "create", name, mirror]);
     dir
+}
+
+/// Both copies of a volume, of which no daemon runs any more, are sound and equal.
+#[track_caller]
+fn end_well(name: &str, master: &Path, mirror: &Path) {
+    let copies = [master.join(name), mirror.join(name).join("part0")];
+    for copy in &copies {
+        e2fsck(copy).unwrap();
+    }
+    assert_equal_blocks(&copies[0], &copies[1]);
 }
 
 /// TCP connections of a node's daemon to other nodes, either way.
@@ -100,7 +111,14 @@ fn four_volumes_in_both_directions_share_one_connection() {
         master.ok(&["verify", name]);
     }
     one_each();
+    let places = volumes.map(|(name, master, mirror)| {
+        let other = if mirror == "beta" { beta } else { alpha };
+        (name, master.dir.clone(), other.store())
+    });
     cluster.stop();
+    for (name, master, store) in places {
+        end_well(name, &master, &store);
+    }
 }
 
 #[test]
@@ -159,6 +177,12 @@ fn two_masters_are_mirrored_on_one_node() {
         assert!(worst < UNAFFECTED, "{name}: an operation took {worst:?}");
         master.ok(&["verify", name]);
     }
+    let places = masters.map(|(master, names)| (names, master.dir.clone()));
     gamma.stop();
     cluster.stop();
+    for (names, master) in places {
+        for name in names {
+            end_well(name, &master, &cluster.beta.store());
+        }
+    }
 }
