@@ -387,14 +387,18 @@ impl World {
         if status.state == State::InSync {
             // While a disk fails, what either side learnt may not outlast it.
             let faulty = self.nodes[n].faulty || self.nodes[peer].faulty;
+            // Nor has a master heard yet of what happened to a mirror that hung up.
+            let call = match self.host(peer, v) {
+                Some(Host::Mirror(host)) => host.call,
+                _ => None,
+            };
             let volume = &mut self.volumes[v];
             volume.complete.insert(peer);
             volume.new_to.remove(&(n, peer));
-            if !faulty {
+            if !faulty && call.is_some() && call == driver.conn {
                 volume.excused.remove(&peer);
             }
             if let Some(stint) = driver.stint.take() {
-                volume.made_up_to.insert(peer, status.txid_acked);
                 let sent = status.bytes_bulk - stint.bulk;
                 let changed = volume.lines.of(n).golden.lock().changed_bytes - stint.changed;
                 let slack = 1 << 20;
@@ -590,6 +594,10 @@ impl World {
                 Output::Withdraw | Output::Opened(_) => {
                     host.seen = None;
                     host.copying = false;
+                    if host.call.is_some() && matches!(output, Output::Opened(_)) {
+                        let applied = host.follower.applied();
+                        self.volumes[v].made_up_to.insert(n, applied);
+                    }
                 }
                 Output::Close(reason) => {
                     if let Some(id) = host.call.take() {

@@ -284,11 +284,11 @@ impl World {
     }
 
     /// What a mirror promised, it keeps.
-    pub fn keeps_promises(&self, n: usize, v: usize, follower: &Follower) {
+    pub fn keeps_promises(&mut self, n: usize, v: usize, follower: &Follower) {
         if self.nodes[n].faulty || !follower.is_consistent() {
             return;
         }
-        let volume = &self.volumes[v];
+        let volume = &mut self.volumes[v];
         let promised = volume.promised.get(&n).copied().unwrap_or_default();
         let durable = follower.durable();
         assert!(
@@ -301,5 +301,9 @@ impl World {
             durable >= known,
             "I3: transaction {known} of v{v} was acknowledged by n{n}, which came back with {durable}"
         );
+        if sent > durable {
+            // Its master gave the rest up, though it may find it in its log when it is opened again.
+            volume.durable.insert(n, durable);
+        }
     }
 }
