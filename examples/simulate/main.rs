@@ -1,7 +1,7 @@
 //! Simulates Lockstep: whole nodes in one thread, on simulated disks, clocks and links, with everything going wrong that can
 //! go wrong, from a seed. A run that breaks an invariant is cut short and printed as one line that replays it.
 //!
-//!     cargo run --release --example simulate -- [--seeds N] [--from SEED] [--seconds S] [--keep STEPS]
+//!     cargo run --release --example simulate -- [--seeds N] [--from SEED] [--seconds S] [--roles] [--keep STEPS]
 //!
 //! Ends after N seeds or S seconds, whichever is first; exits with 1 when an invariant was violated.
 
@@ -19,6 +19,7 @@ mod policy;
 mod roles;
 mod run;
 mod script;
+mod switchover;
 mod sync;
 mod tally;
 mod verbs;
@@ -51,7 +52,7 @@ struct Options {
     /// Only these steps of the script, as a failing run prints them.
     #[arg(long, value_name = "STEPS")]
     keep: Option<Numbers>,
-    /// With promotions and rejoins as well, which still find what is open
+    /// With promotions, rejoins and switchovers as well.
     #[arg(long)]
     roles: bool,
     /// Do not shorten a run that fails.

@@ -94,6 +94,13 @@ impl World {
         });
     }
 
+    /// A question of one that was the master; its ticket.
+    pub fn question(&mut self, from: usize, to: usize, volume: usize) -> u64 {
+        let ticket = self.random.next_u64();
+        self.post(from, to, volume, ticket, Body::Question(Standing::Master));
+        ticket
+    }
+
     /// What has arrived is read; what nobody can read is lost.
     pub fn deliver(&mut self) {
         let now = self.now;
@@ -196,6 +203,9 @@ impl World {
             return;
         };
         self.relist(n, v, &facts);
+        if facts.handing_over.is_some() {
+            return self.open_host(n, v);
+        }
         let waiting = self.known(n, &facts);
         if !roles::is_asked_for(&facts, &self.listed(n, v)) || waiting.is_empty() {
             return self.open_host(n, v);
@@ -221,8 +231,12 @@ impl World {
     }
 
     /// A volume that is not open: it asks, and others may call.
-    pub fn asking_step(&mut self, n: usize, v: usize, asking: Asking) {
+    pub fn asking_step(&mut self, n: usize, v: usize, mut asking: Asking) {
         if asking.waiting.is_empty() || asking.until <= self.now {
+            let facts = self.nodes[n].homes[&v].facts.stored();
+            if facts.is_some_and(|facts| facts.handing_over.is_some()) {
+                return self.answered_after(n, v, asking.answers.pop(), asking.faulty);
+            }
             return self.decide(n, v, asking.answers, asking.faulty);
         }
         let faulty = asking.faulty;
@@ -410,7 +424,7 @@ impl World {
     // ---- changes ----
 
     /// A closed volume becomes a mirror of `master`. The error is what the operator reads.
-    fn step_back(
+    pub fn step_back(
         &mut self,
         n: usize,
         v: usize,
@@ -568,7 +582,7 @@ impl World {
     }
 
     /// Closes a mirror in order.
-    fn leave(&mut self, n: usize, v: usize, mut host: MirrorHost) {
+    pub fn leave(&mut self, n: usize, v: usize, mut host: MirrorHost) {
         if let Some(id) = host.call.take() {
             let reason = "the mirror's node closes the volume".to_string();
             let bye = Message::Bye { reason };
@@ -582,7 +596,7 @@ impl World {
     }
 
     /// What is expected of the mirrors of a new master.
-    fn promoted(&mut self, n: usize, v: usize, fork: Txid) {
+    pub fn promoted(&mut self, n: usize, v: usize, fork: Txid) {
         let others = self.others(n, v);
         let faulty = self.nodes[n].faulty;
         let volume = &mut self.volumes[v];

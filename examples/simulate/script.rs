@@ -62,6 +62,7 @@ kinds! {
     Verify 3 "verify",
     WriteMirror 3 "write to a mirror",
     CrashImage 2 "crash image given to e2fsck",
+    Switchover 8 "switchover",
 }
 
 impl fmt::Display for Kind {
@@ -159,6 +160,8 @@ impl Script {
         let left_out = random.below(4) * 20;
         let allowed: Vec<(Kind, u64)> = Kind::ALL
             .iter()
+            // Without roles a seed is what it was before there were switchovers.
+            .filter(|(kind, _)| roles || *kind != Kind::Switchover)
             .filter(|(kind, _)| ESSENTIAL.contains(kind) || !random.chance(left_out))
             .map(|&(kind, weight)| match kind {
                 Kind::Promote | Kind::Rejoin if !roles => (kind, 0),

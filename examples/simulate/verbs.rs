@@ -100,6 +100,7 @@ impl World {
             }
             Kind::Promote => self.promote_some(),
             Kind::Rejoin => self.rejoin_some(),
+            Kind::Switchover => self.switchover_some(),
             Kind::Verify => self.verify(),
             Kind::WriteMirror => self.write_mirror(),
             Kind::CrashImage => self.crash_image(),

@@ -328,6 +328,11 @@ impl World {
         let Some(facts) = self.nodes[n].homes[&v].facts.stored() else {
             return;
         };
+        if let Some(handing) = &facts.handing_over {
+            // Another one may be the master: nothing is written here before that one says.
+            let faulty = self.nodes[n].faulty;
+            return self.ask_after(n, v, handing, faulty);
+        }
         let opened = match facts.role {
             Role::Master => self.open_master(n, v, facts),
             Role::Mirror => self.open_mirror(n, v, Some(facts)),

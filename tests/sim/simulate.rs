@@ -33,6 +33,8 @@ mod roles;
 pub mod run;
 #[path = "../../examples/simulate/script.rs"]
 pub mod script;
+#[path = "../../examples/simulate/switchover.rs"]
+mod switchover;
 #[path = "../../examples/simulate/sync.rs"]
 mod sync;
 #[path = "../../examples/simulate/tally.rs"]

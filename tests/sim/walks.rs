@@ -4,14 +4,23 @@
 use crate::simulate::run::{rule, run, shrink};
 use crate::simulate::script::Script;
 
-#[test]
-fn random_worlds_keep_the_invariants() {
+fn keeps_the_invariants(roles: bool) {
     for seed in 1..=24 {
-        let (_, violation) = run(&Script::new(seed, false));
+        let (_, violation) = run(&Script::new(seed, roles));
         if let Some(violation) = violation {
             panic!("seed {seed}: {}", violation.message);
         }
     }
+}
+
+#[test]
+fn random_worlds_keep_the_invariants() {
+    keeps_the_invariants(false);
+}
+
+#[test]
+fn random_worlds_with_promotions_rejoins_and_switchovers_keep_the_invariants() {
+    keeps_the_invariants(true);
 }
 
 #[test]
