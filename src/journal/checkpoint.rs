@@ -276,6 +276,8 @@ impl Journal {
         self.write_superblock(|sb| {
             sb.set_tail(crate::units::LogBlock(0), tid);
             sb.set_head(block);
+            // Why it was aborted before a recovery; `found_errno` says it until the volume is closed.
+            sb.set_errno(0);
         })?;
         {
             let mut state = self.state.write();

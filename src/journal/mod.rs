@@ -231,7 +231,8 @@ impl Journal {
         self.superblock.lock().s_head()
     }
 
-    /// s_errno as it was found: not 0 when the journal was aborted while last open, and the volume wants a check.
+    /// s_errno as it was found: not 0 when the journal was aborted while last open, and the volume wants a check. The recovery
+    /// clears it on the disk.
     pub fn found_errno(&self) -> i32 {
         self.found_errno
     }

@@ -266,8 +266,14 @@ impl Master {
         let bytes = stats.size_blocks * u64::from(block_size);
         let usual = default_buffer_bytes(self.open.shared.volume.len(), block_size);
         let mut warnings = Vec::new();
+        let name = &self.open.shared.name;
+        if self.open.shared.journal.found_errno() != 0 {
+            warnings.push(format!(
+                "its disk failed when it was last open; once it is not mounted: lockstep volume check {name}"
+            ));
+        }
         if bytes < usual / 2 {
-            let (mib, name) = (bytes >> 20, &self.open.shared.name);
+            let mib = bytes >> 20;
             warnings.push(format!(
                 "the buffer of {mib} MiB is small: mirrors crack early; lockstep volume tune {name} --buffer SIZE"
             ));

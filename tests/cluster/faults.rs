@@ -346,6 +346,11 @@ fn a_masters_disk_with_errors_ends_its_writing_and_nothing_acknowledged_is_lost(
         };
         insync(master, mirror);
         master.wait_mounted(VOLUME, Duration::from_secs(20));
+        let warned = master.volume(VOLUME)["warnings"].to_string();
+        assert_eq!(warned.contains("volume check"), !promoted, "{warned}");
+        master.ok(&["umount", VOLUME]);
+        master.ok(&["volume", "check", VOLUME]);
+        master.ok(&["mount", VOLUME, master.mnt().to_str().unwrap()]);
         assert_eq!(missing(master), [""; 0]);
         write_durably(&master.path("after"), b"text");
         if promoted {
