@@ -762,7 +762,8 @@ impl Stream {
     }
 }
 
-/// What goes out with a transaction while a resync is staged is not at the mirror's home yet.
+/// What goes out with a transaction while a resync is staged is not at the mirror's home yet. What it freed counts, too: this
+/// side may come back as a mirror of that one (see `SlotState::crack`).
 fn stage(state: &mut SlotState, shipment: &Shipment) -> Result<(), MirrorError> {
     if state.todo.is_some() {
         let images = shipment
@@ -771,7 +772,8 @@ fn stage(state: &mut SlotState, shipment: &Shipment) -> Result<(), MirrorError> 
             .map(|block| BlockRange::new(*block, 1));
         let ranges = images
             .chain(shipment.fresh.iter())
-            .chain(shipment.zeroed.iter());
+            .chain(shipment.zeroed.iter())
+            .chain(shipment.freed.iter());
         for range in ranges.collect::<RangeSet>().iter() {
             state.staged(range)?;
         }

@@ -99,6 +99,56 @@ fn a_lost_link_leaves_the_old_state_and_the_next_resync_brings_all() {
     }
 }
 
+/// If the mirror is promoted before the switch, this side will have to give up what it filled the freed blocks with.
+#[test]
+fn what_is_freed_while_a_resync_is_staged_is_recorded() {
+    let mut world = World::new(47, 8 << 20);
+    let new = New {
+        mode: 0o100644,
+        ..New::default()
+    };
+    let file = |world: &World, name: &str, len| {
+        let ino = world.fs().create(ROOT, name.as_bytes(), &new).unwrap().ino;
+        world.fs().write(ino, 0, &vec![1; len]).unwrap();
+        world.fs().sync().unwrap();
+        ino
+    };
+    file(&world, "freed", MIB);
+    let large = file(&world, "large", 16 * MIB);
+    world.create_mirror();
+    world.settle();
+    world.request(Request::Pause);
+    for n in 0..12 {
+        world.fs().write(large, n << 20, &vec![2; MIB]).unwrap();
+        world.fs().sync().unwrap();
+        world.step();
+    }
+    world.request(Request::Continue);
+    world.until(State::OutOfSync);
+    let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+    let before = bulk(&world);
+    while bulk(&world) < before + (2 << 20) {
+        world.step();
+    }
+    world.fs().unlink(ROOT, b"freed").unwrap();
+    world.fs().sync().unwrap();
+    let shared = world.master.as_ref().unwrap().shared.clone();
+    let freed = shared.journal.last_committed();
+    while slot.state.lock().acked < freed {
+        world.step();
+        assert_eq!(world.state(), State::OutOfSync);
+    }
+    let ranges = shared.journal.load_transaction(freed).unwrap().freed;
+    assert!(!ranges.is_empty());
+    for range in ranges {
+        let map = &mut slot.state.lock().map;
+        let recorded = map.next_set(range.start, range.len).unwrap();
+        assert_eq!(recorded, Some(range));
+    }
+    world.settle();
+    world.assert_equal();
+}
+
 #[test]
 fn a_mirror_that_cracks_again_gets_what_was_given_up_before_though_the_log_still_has_it() {
     for steps in 0..40 {
