@@ -2,9 +2,10 @@
 //! sends goes into a staging log; one switch at the end brings it home.
 //!
 //! The switch, each step durable before the next: the staging log is completed; the copy's own log is brought home and
-//! closed (unless it holds back what no master confirmed: then the redo ends it); the facts say that the staging is to be redone (the marker); the mount is withdrawn; the guard; the redo; the
-//! new log; the facts of the new state, which take the marker away; the guard goes. A cut before the marker leaves the
-//! old state, one behind it is finished at the next opening.
+//! closed (unless it holds back what no master confirmed: then the redo ends it); the facts say that the staging is to be
+//! redone (the marker); the mount is withdrawn; the guard; the redo; the new log; the facts of the new state, which take
+//! the marker away; the guard goes. A cut before the marker leaves the old state, one behind it is finished at the next
+//! opening.
 
 use super::log::keep_unshown;
 use super::{Copying, FLUSH_BYTES, Follower, Following, Output, Phase, protocol};
