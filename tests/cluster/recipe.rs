@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 
 use crate::testkit::{
-    Namespace, Namespaces, command, need_fuse, need_netns, need_tool, run, run_for, said,
+    Namespace, Namespaces, command, e2fsck, need_fuse, need_netns, need_tool, recover_journal, run,
+    run_for, said,
 };
 
 /// The lines of the fenced block after the heading.
@@ -140,6 +141,13 @@ fn the_recipe_for_two_servers_works_as_it_is_written() {
         "{}",
         said(&out)
     );
+    // The daemons are killed: what their logs hold is brought home first.
+    drop((alpha, beta));
+    for part in ["alpha/srv/data.img", "beta/srv/lockstep/data/part0"] {
+        let part = dir.path().join(part);
+        recover_journal(&part).unwrap();
+        e2fsck(&part).unwrap();
+    }
 }
 
 #[test]

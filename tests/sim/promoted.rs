@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use lockstepfs::fs::New;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::io::{Clock, Disk};
 use lockstepfs::mirror::MirrorError;
@@ -25,18 +24,7 @@ use crate::world::{BLOCK, World};
 /// master that was opened again. Its master is gone.
 fn unconfirmed(seed: u64) -> World {
     let mut world = World::new(seed, 8 << 20);
-    let file = |world: &World, name: &str| {
-        let new = New {
-            mode: 0o100644,
-            ..New::default()
-        };
-        let ino = world
-            .fs()
-            .create(Ino(2), name.as_bytes(), &new)
-            .unwrap()
-            .ino;
-        world.fs().write(ino, 0, &vec![seed as u8; 60_000]).unwrap();
-    };
+    let file = |world: &World, name: &str| world.file(name, &vec![seed as u8; 60_000]);
     file(&world, "first");
     world.create_mirror();
     world.mirror.as_mut().unwrap().set_wishes(Wishes {
@@ -221,16 +209,7 @@ fn a_mirror_that_power_interrupts_while_it_steps_back_shows_nothing_that_was_not
 fn an_old_master_knows_what_it_changed_though_another_mirror_has_half_of_it() {
     let mut world = World::new(90, 8 << 20);
     let write = |world: &World, name: &str| {
-        let new = New {
-            mode: 0o100644,
-            ..New::default()
-        };
-        let ino = world
-            .fs()
-            .create(Ino(2), name.as_bytes(), &new)
-            .unwrap()
-            .ino;
-        world.fs().write(ino, 0, &vec![9; 3 << 20]).unwrap();
+        world.file(name, &vec![9; 3 << 20]);
         world.fs().sync().unwrap();
     };
     write(&world, "first");
@@ -297,19 +276,7 @@ fn half_a_repair_is_given_up_for_a_new_master_that_had_less() {
     for seed in 0..4 {
         let mut world = World::new(60 + seed, 8 << 20);
         let write = |world: &World, name: &str| {
-            let new = New {
-                mode: 0o100644,
-                ..New::default()
-            };
-            let ino = world
-                .fs()
-                .create(Ino(2), name.as_bytes(), &new)
-                .unwrap()
-                .ino;
-            world
-                .fs()
-                .write(ino, 0, &vec![seed as u8; 3 << 20])
-                .unwrap();
+            world.file(name, &vec![seed as u8; 3 << 20]);
             world.fs().sync().unwrap();
         };
         write(&world, "first");

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use lockstepfs::fs::New;
 use lockstepfs::io::Disk;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::mirror::master::Request;
@@ -20,12 +19,7 @@ use crate::world::{BLOCK, World};
 const ROOT: Ino = Ino(2);
 
 fn file(world: &World, name: &str) {
-    let new = New {
-        mode: 0o100644,
-        ..New::default()
-    };
-    let ino = world.fs().create(ROOT, name.as_bytes(), &new).unwrap().ino;
-    world.fs().write(ino, 0, &[7; 50_000]).unwrap();
+    world.file(name, &[7; 50_000]);
     world.fs().sync().unwrap();
 }
 
@@ -308,15 +302,7 @@ fn follower_at(master: &Option<lockstepfs::mirror::open::OpenMaster>) -> u64 {
 fn a_mirror_made_again_that_cracks_while_it_catches_up_gets_what_it_lacks() {
     for cracks in [false, true] {
         let mut world = mirrored(79);
-        let large = world.fs().create(
-            ROOT,
-            b"large",
-            &New {
-                mode: 0o100644,
-                ..New::default()
-            },
-        );
-        let large = large.unwrap().ino;
+        let large = world.file("large", &[]);
         world.settle();
         // Another mirror, of which nothing is heard, keeps the log.
         let master = world.master.clone().unwrap();

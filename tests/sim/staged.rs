@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use lockstepfs::fs::New;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::mirror::master::Request;
 use lockstepfs::units::{Ino, Txid};
@@ -18,12 +17,7 @@ const MIB: usize = 1 << 20;
 /// A volume with a file of 16 MiB, and a mirror that has nothing yet.
 fn created(seed: u64) -> (World, Ino) {
     let mut world = World::new(seed, 8 << 20);
-    let new = New {
-        mode: 0o100644,
-        ..New::default()
-    };
-    let ino = world.fs().create(ROOT, b"f", &new).unwrap().ino;
-    world.fs().write(ino, 0, &vec![1; 16 * MIB]).unwrap();
+    let ino = world.file("f", &vec![1; 16 * MIB]);
     world.create_mirror();
     (world, ino)
 }
@@ -31,6 +25,11 @@ fn created(seed: u64) -> (World, Ino) {
 /// A mirror that cracked while it was paused: 12 MiB of a file were overwritten, and it goes on now.
 fn cracked(seed: u64) -> World {
     let (mut world, ino) = created(seed);
+    crack(&mut world, ino);
+    world
+}
+
+fn crack(world: &mut World, ino: Ino) {
     world.settle();
     world.request(Request::Pause);
     for n in 0..12 {
@@ -41,7 +40,6 @@ fn cracked(seed: u64) -> World {
     assert!(world.mirror.as_ref().unwrap().status(world.now()).cracked);
     world.request(Request::Continue);
     world.until(State::OutOfSync);
-    world
 }
 
 /// What the mirror shows of the file: one byte a MiB, which are all alike in a state that the master had.
@@ -103,28 +101,10 @@ fn a_lost_link_leaves_the_old_state_and_the_next_resync_brings_all() {
 #[test]
 fn what_is_freed_while_a_resync_is_staged_is_recorded() {
     let mut world = World::new(47, 8 << 20);
-    let new = New {
-        mode: 0o100644,
-        ..New::default()
-    };
-    let file = |world: &World, name: &str, len| {
-        let ino = world.fs().create(ROOT, name.as_bytes(), &new).unwrap().ino;
-        world.fs().write(ino, 0, &vec![1; len]).unwrap();
-        world.fs().sync().unwrap();
-        ino
-    };
-    file(&world, "freed", MIB);
-    let large = file(&world, "large", 16 * MIB);
+    world.file("freed", &vec![1; MIB]);
+    let large = world.file("large", &vec![1; 16 * MIB]);
     world.create_mirror();
-    world.settle();
-    world.request(Request::Pause);
-    for n in 0..12 {
-        world.fs().write(large, n << 20, &vec![2; MIB]).unwrap();
-        world.fs().sync().unwrap();
-        world.step();
-    }
-    world.request(Request::Continue);
-    world.until(State::OutOfSync);
+    crack(&mut world, large);
     let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
     let before = bulk(&world);
     while bulk(&world) < before + (2 << 20) {
@@ -153,12 +133,7 @@ fn what_is_freed_while_a_resync_is_staged_is_recorded() {
 fn a_mirror_that_cracks_again_gets_what_was_given_up_before_though_the_log_still_has_it() {
     for steps in 0..40 {
         let mut world = World::new(46, 8 << 20);
-        let new = New {
-            mode: 0o100644,
-            ..New::default()
-        };
-        let ino = world.fs().create(ROOT, b"f", &new).unwrap().ino;
-        world.fs().write(ino, 0, &vec![1; 4 * MIB]).unwrap();
+        let ino = world.file("f", &vec![1; 4 * MIB]);
         world.create_mirror();
         world.settle();
         world.cut_link();

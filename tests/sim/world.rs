@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use lockstepfs::fs::New;
 use lockstepfs::fs::check::{self, Options};
 use lockstepfs::io::sim::{SimClock, SimDisk, SimRandom, Survivors};
 use lockstepfs::io::{Clock, Disk, Timespec};
@@ -16,7 +17,7 @@ use lockstepfs::mirror::master::{Action, Mirror, Request};
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::rate::Rate;
 use lockstepfs::mirror::staging::StagingStore;
-use lockstepfs::units::{BlockNo, BlockRange};
+use lockstepfs::units::{BlockNo, BlockRange, Ino};
 use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{Copy, FactStore, Facts, MemoryFacts, Role};
 use lockstepfs::volume::mkfs::{self, Buffer, MkfsOptions};
@@ -283,6 +284,17 @@ impl World {
 
     pub fn fs(&self) -> &lockstepfs::fs::Fs {
         &self.master.as_ref().unwrap().shared.fs
+    }
+
+    /// A new file in the root, not committed.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> Ino {
+        let new = New {
+            mode: 0o100644,
+            ..New::default()
+        };
+        let ino = self.fs().create(Ino(2), name.as_bytes(), &new).unwrap().ino;
+        self.fs().write(ino, 0, bytes).unwrap();
+        ino
     }
 
     pub fn start_master(&mut self) {
