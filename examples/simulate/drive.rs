@@ -349,8 +349,12 @@ impl World {
         };
     }
 
-    /// The master was promoted, and its own copy was made or repaired after the time of which the mirror's is.
+    /// The master was promoted, and its own copy was made or repaired after the time of which the mirror's is; or the mirror was
+    /// told to give up what it had acknowledged.
     fn unknown_to_its_master(&mut self, n: usize, v: usize, peer: usize) -> bool {
+        if self.volumes[v].went_back.contains(&(n, peer)) {
+            return true;
+        }
         let has = match self.host(peer, v) {
             Some(Host::Mirror(host)) => host.follower.durable(),
             _ => return false,
@@ -395,6 +399,7 @@ impl World {
             let volume = &mut self.volumes[v];
             volume.complete.insert(peer);
             volume.new_to.remove(&(n, peer));
+            volume.went_back.remove(&(n, peer));
             if !faulty && call.is_some() && call == driver.conn {
                 volume.excused.remove(&peer);
             }

@@ -333,10 +333,7 @@ impl World {
             }
         }
         self.nodes[n].faulty = was_faulty;
-        if self.noticed_dark(n) {
-            // As in `boot`: an opening was cut short.
-            self.excuse(n);
-        }
+        self.noticed_dark(n);
     }
 
     // ---- calls ----
@@ -454,6 +451,10 @@ impl World {
             Ok(stepped) => stepped,
             Err(MirrorError::Refused { detail, .. }) => {
                 self.note(|| format!("v{v} n{n}: can not step back: {detail}"));
+                assert!(
+                    self.nodes[n].faulty || !detail.contains("changed from outside"),
+                    "stamps: n{n}'s copy of v{v} can not step back: {detail}"
+                );
                 return Err(format!(
                     "volume v{v} can not become a mirror of the one on {master} by itself: {detail}; next: lockstep rejoin v{v} {master} --discard {ours}, to keep the volume of {master}"
                 ));
@@ -474,6 +475,10 @@ impl World {
             // As a mirror it begins to keep what others may need.
             volume.made_up_to.insert(n, stepped.shared);
         }
+        if discard {
+            self.went_back(n, v, stepped.shared);
+        }
+        let volume = &mut self.volumes[v];
         if discard || was_master {
             volume.durable.remove(&n);
             volume.promised.remove(&n);
@@ -490,6 +495,27 @@ impl World {
             self.post(n, master, v, 0, Body::Question(Standing::Mirror));
         }
         Ok(stepped)
+    }
+
+    /// A node was told to give up what it had after `shared`. Who was told before that it had it keeps nothing for it.
+    fn went_back(&mut self, n: usize, v: usize, shared: Txid) {
+        let name = self.nodes[n].name.clone();
+        for other in self.others(n, v) {
+            let slot = match self.host(other, v) {
+                Some(Host::Master(host)) => host.open.slots.all().into_iter(),
+                _ => Vec::new().into_iter(),
+            };
+            let live = slot.filter(|slot| slot.peer == name);
+            let live = live.map(|slot| slot.state.lock().position).next();
+            let stored = self.nodes[other].homes[&v].facts.stored();
+            let stored = stored.map(|facts| match facts.role {
+                Role::Master => facts.peers.get(&name).map_or(Txid(0), |peer| peer.acked),
+                Role::Mirror => facts.floor,
+            });
+            if live.or(stored).is_some_and(|had| had > shared) {
+                self.volumes[v].went_back.insert((other, n));
+            }
+        }
     }
 
     /// `promote`
@@ -513,10 +539,7 @@ impl World {
             self.note(|| format!("v{v} n{n}: promoted, as it was"));
             self.take_host(n, v);
             self.open_host(n, v);
-            if self.noticed_dark(n) {
-                // As in `boot`: an opening was cut short.
-                self.excuse(n);
-            }
+            self.noticed_dark(n);
             return true;
         };
         let linked = matches!(self.host(n, v), Some(Host::Mirror(host)) if host.call.is_some());
@@ -571,10 +594,6 @@ impl World {
             }
             Err(error) => {
                 self.error(n, &format!("promoting v{v}: {error}"));
-                // An opening was cut short, perhaps as the master.
-                let others = self.others(n, v);
-                self.volumes[v].excused.extend(others);
-                self.excuse(n);
                 self.start_volume(n, v);
             }
         }

@@ -198,9 +198,6 @@ impl World {
             }
             Err(error) => {
                 self.error(n, &format!("taking v{v} over: {error}"));
-                let others = self.others(n, v);
-                self.volumes[v].excused.extend(others);
-                self.excuse(n);
                 self.start_volume(n, v);
             }
         }
@@ -236,9 +233,7 @@ impl World {
             }
             Some(_) => self.ask_after(n, v, &handing, faulty),
         }
-        if self.noticed_dark(n) {
-            self.excuse(n);
-        }
+        self.noticed_dark(n);
     }
 
     /// Asks the node to which it handed over, again and again.

@@ -19,7 +19,9 @@ use lockstepfs::mirror::open::{MapStore, MasterOptions, open_master};
 use lockstepfs::mirror::rate::Rate;
 use lockstepfs::mirror::roles::Listed;
 use lockstepfs::mirror::staging::StagingStore;
+use lockstepfs::mirror::stamps;
 use lockstepfs::units::Txid;
+use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{Copy, FactStore, Facts, Role};
 use states::State;
 
@@ -59,6 +61,8 @@ pub struct VolumeState {
     /// Mirrors, by master, that were not in sync since they were made there: of what their copies had before, whoever made
     /// them, that master knows nothing.
     pub new_to: BTreeSet<(usize, usize)>,
+    /// Mirrors, by a node that kept for them only what they had not acknowledged: an operator had them give up more.
+    pub went_back: BTreeSet<(usize, usize)>,
 }
 
 impl VolumeState {
@@ -130,6 +134,7 @@ impl World {
             excused: BTreeSet::new(),
             made_up_to: BTreeMap::new(),
             new_to: BTreeSet::new(),
+            went_back: BTreeSet::new(),
         });
         for n in 0..self.nodes.len() {
             let parts = match n == shape.master {
@@ -265,8 +270,6 @@ impl World {
                 self.start_volume(n, v);
             }
             if self.noticed_dark(n) {
-                // An opening that was cut short has its mirrors compared: nobody knows whether somebody else wrote.
-                self.excuse(n);
                 return;
             }
         }
@@ -358,7 +361,9 @@ impl World {
             cache_bytes: CACHE,
             commit_interval: Duration::from_secs(1),
         };
-        let open = open_master(home.volume(), facts, &options).map_err(|e| e.to_string())?;
+        let volume = home.volume();
+        self.nobody_else_wrote(n, v, &facts, &volume);
+        let open = open_master(volume, facts, &options).map_err(|e| e.to_string())?;
         let records = open.shared.facts.lock().peers.clone();
         self.recovered(v, n, &open)?;
         let golden = Arc::clone(&self.volumes[v].lines.of(n).golden);
@@ -474,6 +479,15 @@ impl World {
         Ok(())
     }
 
+    /// In this world only the product writes to parts: a copy that has a history is never taken for changed by somebody else.
+    pub fn nobody_else_wrote(&self, n: usize, v: usize, facts: &Facts, volume: &Volume) {
+        let outside = stamps::outside(facts, volume).ok().flatten();
+        let excused = self.nodes[n].faulty || !self.nodes[n].power.is_on();
+        if let Some(what) = outside.filter(|_| !excused) {
+            panic!("stamps: n{n}'s copy of v{v} is taken for changed from outside: {what}");
+        }
+    }
+
     pub fn add_driver(
         &mut self,
         host: &mut MasterHost,
@@ -517,8 +531,13 @@ impl World {
         };
         let volume = facts.as_ref().map(|_| home.volume());
         let name = self.volumes[v].name.clone();
+        let tainted = facts.as_ref().is_some_and(|facts| facts.tainted);
         let (follower, outputs) =
             Follower::open(env, name, facts, volume).map_err(|e| e.to_string())?;
+        assert!(
+            tainted || self.nodes[n].faulty || !follower.facts().tainted,
+            "stamps: n{n}'s copy of v{v} is taken for changed from outside, or for one whose log is damaged"
+        );
         self.follows(n, v, &follower.facts().generations);
         self.keeps_promises(n, v, &follower);
         let mut host = MirrorHost {

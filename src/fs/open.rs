@@ -56,6 +56,8 @@ pub struct Opened {
     pub access: Access,
     /// The claim of the multiple-mount protection, if it was made before the journal was recovered; else a master makes it.
     pub claim: Option<Claim>,
+    /// When a master says that it mounted the volume, seconds since 1970, if that was settled before; else it is now.
+    pub mounted_at: Option<i64>,
 }
 
 /// What an open volume is for.
@@ -320,6 +322,7 @@ pub fn open_volume_noting(
         recovered,
         access,
         claim: None,
+        mounted_at: None,
     })
 }
 
@@ -346,6 +349,7 @@ impl Fs {
             journal,
             access,
             claim,
+            mounted_at,
             ..
         } = opened;
         if options.role == FsRole::Master
@@ -402,19 +406,19 @@ impl Fs {
             journal,
         };
         if fs.role == FsRole::Master {
-            fs.claim(claim)?;
+            fs.claim(claim, mounted_at)?;
         }
         Ok(fs)
     }
 
     /// What a master does before its first request.
-    fn claim(&self, claim: Option<Claim>) -> Result<(), FsError> {
+    fn claim(&self, claim: Option<Claim>, mounted_at: Option<i64>) -> Result<(), FsError> {
         *self.mmp.lock() = match claim {
             Some(claim) => Some(claim),
             None => claim_volume(&self.volume, &*self.clock, &*self.random)?,
         };
         {
-            let now = self.clock.now().secs;
+            let now = mounted_at.unwrap_or_else(|| self.clock.now().secs);
             let mut meta = self.meta.write();
             set_incompat_recover(&mut meta.sb, true)?;
             let mounts = meta.sb.s_mnt_count().saturating_add(1);

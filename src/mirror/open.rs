@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::fs::{Fs, FsOptions, FsRole, How, claim_volume, open_volume_noting};
+use crate::fs::{Fs, FsOptions, FsRole, How, claim_volume, open_volume_noting, read_superblock};
 use crate::io::{Clock, Disk, Random};
 use crate::journal::{JournalError, ResumeEnd};
 use crate::mirror::MirrorError;
@@ -71,19 +71,22 @@ pub fn open_master(
     mut facts: Facts,
     options: &MasterOptions,
 ) -> Result<OpenMaster, MirrorError> {
-    let changed = match &facts.stamps {
-        Some(_) => stamps::differ(&facts, &stamps::read(&volume)?),
-        // Only between the two saves of an opening there are none: nobody knows, so it is compared.
-        None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
-        None => None,
-    };
+    let changed = stamps::outside(&facts, &volume)?;
     // The log, if it was not closed, may have been replayed by somebody else.
     let taken = changed.is_some() && facts.stamps.is_some() && facts.head.is_none();
+    let mut stored = options.facts.load();
+    if let (None, Ok(stored)) = (&changed, &mut stored)
+        && stamps::are_of_closed(stored)
+        && read_superblock(&volume)?.has_mmp()
+    {
+        // The claim moves the parts' times: cut after it, nobody else wrote.
+        stored.set_stamps(Some(stamps::read_open(&volume)?));
+        options.facts.save(stored)?;
+    }
     // Before anything is written, the journal's recovery included.
     let claim = claim_volume(&volume, &*options.clock, &*options.random)?;
     let base = facts.high_txid;
     let generation = Generation(options.random.u128());
-    let stored = options.facts.load();
     let promoted = stored.is_ok_and(|stored| stored.role == Role::Mirror);
     let mut minted = false;
     let mut opened = open_volume_noting(Arc::clone(&volume), base, How::ReadWrite, &mut |found| {
@@ -164,9 +167,13 @@ pub fn open_master(
     facts.chain = chain;
     facts.head = None;
     note_lost_maps(&mut facts, &*options.maps, volume.blocks_count())?;
-    // The engine is about to count this mount in the superblock.
-    facts.set_stamps(None);
+    // The engine is about to count this mount in the superblock. Cut before it has, or after, nobody else wrote.
+    let mounted_at = options.clock.now().secs;
+    let (before, after) = stamps::of_opening(&volume, mounted_at)?;
+    facts.set_stamps(Some(after));
+    facts.other_stamps.push(before);
     options.facts.save(&facts)?;
+    opened.mounted_at = Some(mounted_at);
 
     let opened_at = journal.last_committed().max(last);
     let slots = Arc::new(Slots::default());

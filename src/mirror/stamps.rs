@@ -37,6 +37,30 @@ pub fn read_open(volume: &Volume) -> Result<OutsideStamps, MirrorError> {
     })
 }
 
+/// Whether the facts know the copy as closed: then any write to its parts, our own too, is a change.
+pub fn are_of_closed(facts: &Facts) -> bool {
+    let stamps = facts.stamps.as_ref();
+    stamps.is_some_and(|stamps| !stamps.ctimes.is_empty())
+}
+
+/// What an opening as the master, at `now` in seconds since 1970, does to the stamps: those that it finds once the journal is
+/// recovered, and those that it leaves. One write of the superblock leads from the first to the others, so whoever
+/// knows both beforehand knows, after a power cut, whether somebody else wrote.
+pub fn of_opening(
+    volume: &Volume,
+    now: i64,
+) -> Result<(OutsideStamps, OutsideStamps), MirrorError> {
+    let before = read_open(volume)?;
+    let mut superblock = read_superblock(volume)?;
+    superblock.set_mtime(now);
+    let after = OutsideStamps {
+        s_mnt_count: before.s_mnt_count.saturating_add(1),
+        s_mtime: i64::from(superblock.s_mtime()),
+        ..before.clone()
+    };
+    Ok((before, after))
+}
+
 /// The stamps that a transaction's image of the superblock brings, as of an open volume.
 pub fn carried(txn: &Transaction, block_size: u32) -> Option<OutsideStamps> {
     let block = 1024 / u64::from(block_size.max(1024));
@@ -49,6 +73,18 @@ pub fn carried(txn: &Transaction, block_size: u32) -> Option<OutsideStamps> {
         s_lastcheck: i64::from(superblock.s_lastcheck()),
         ..OutsideStamps::default()
     })
+}
+
+/// What says that somebody else wrote to a copy that has a history, in words; `None` if nothing does.
+pub fn outside(facts: &Facts, volume: &Volume) -> Result<Option<String>, MirrorError> {
+    match &facts.stamps {
+        Some(_) => Ok(differ(facts, &read(volume)?)),
+        // While a copy is made or repaired nothing is recorded.
+        None if !facts.generations.is_empty() => Ok(Some(
+            "nothing was recorded by which it would be seen that it was not".to_string(),
+        )),
+        None => Ok(None),
+    }
 }
 
 /// What changed since the facts were saved, in words; `None` if nothing did, or if nothing was recorded.

@@ -47,7 +47,8 @@ pub struct Facts {
     pub head: Option<LogHead>,
     /// By which a change from outside is noticed; recorded at open and at close.
     pub stamps: Option<OutsideStamps>,
-    /// On a mirror: stamps that are as good, until it is known that the log holds the transaction which brings `stamps`.
+    /// Stamps that are as good: on a mirror until it is known that the log holds the transaction which brings `stamps`, on a
+    /// master until an opening has written them.
     #[serde(default)]
     pub other_stamps: Vec<OutsideStamps>,
     /// How much of the volume this copy has.

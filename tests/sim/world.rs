@@ -298,6 +298,11 @@ impl World {
     }
 
     pub fn start_master(&mut self) {
+        self.try_start_master().unwrap();
+    }
+
+    /// Starts the master, if its disks let it.
+    pub fn try_start_master(&mut self) -> Result<(), MirrorError> {
         let disk = Arc::clone(&self.master_disk) as Arc<dyn Disk>;
         let volume = Arc::new(Volume::new(vec![disk], BLOCK).unwrap());
         let options = MasterOptions {
@@ -310,7 +315,7 @@ impl World {
             commit_interval: Duration::from_secs(1),
         };
         let facts = self.master_facts.load().unwrap();
-        let master = open_master(volume, facts, &options).unwrap();
+        let master = open_master(volume, facts, &options)?;
         // What the opening found out is among it.
         let records = master.shared.facts.lock().peers.clone();
         for slot in master.slots.all() {
@@ -330,6 +335,7 @@ impl World {
             let actions = self.mirror.as_mut().unwrap().start(now);
             self.act(actions);
         }
+        Ok(())
     }
 
     pub fn start_mirror(&mut self) {

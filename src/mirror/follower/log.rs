@@ -218,11 +218,12 @@ impl Follower {
             facts.applied = last;
             facts.chain = chain;
         }
-        guard::set_recover(&volume)?;
+        // Before the parts are written: cut between the two, nobody else did.
         facts.head = None;
         facts.set_stamps(Some(stamps::read_open(&volume)?));
         facts.confirmed = facts.confirmed.max(facts.applied);
         self.env.facts.save(&facts)?;
+        guard::set_recover(&volume)?;
         let (applied, chain, floor) = (facts.applied, facts.chain, facts.floor);
         let generation = generation(&facts);
         *self.facts.lock() = facts;

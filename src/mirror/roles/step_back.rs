@@ -119,11 +119,7 @@ impl StepBack<'_> {
         })?;
         let journal = opened.journal;
         let dropped = self.drop_unconfirmed(facts, &journal)?;
-        let changed = match &facts.stamps {
-            Some(_) => stamps::differ(facts, &stamps::read(volume)?),
-            None if !facts.generations.is_empty() => Some("an opening was cut short".to_string()),
-            None => None,
-        };
+        let changed = stamps::outside(facts, volume)?;
         let (mut last, mut chain) = (facts.applied, facts.chain);
         if let Some(head) = facts.head.filter(|head| head.txid > last) {
             (last, chain) = (head.txid, head.chain);
@@ -313,6 +309,11 @@ impl StepBack<'_> {
             Some(dirty) => self.keep_aside(facts, &found, shared, dirty)?,
             None => None,
         };
+        if found.changed.is_none() && stamps::are_of_closed(facts) {
+            // The parts are written to from here on: cut, nobody else did.
+            facts.set_stamps(Some(stamps::read_open(self.volume)?));
+            self.facts.save(facts)?;
+        }
         let (dropped_last, kept_before) = found.dropped.clone().unzip();
         // A mirror of which nothing is beyond the other history by name is given up for what its transactions contain.
         let named = facts.role == Role::Mirror && found.last <= shared;
@@ -358,11 +359,14 @@ impl StepBack<'_> {
         facts.handing_over = None;
         found.journal.close()?;
         guard::clear_recover(self.volume)?;
-        facts.set_stamps(Some(stamps::read(self.volume)?));
+        facts.set_stamps(Some(match equal {
+            true => stamps::read(self.volume)?,
+            // The guard is a change of our own.
+            false => stamps::read_open(self.volume)?,
+        }));
         self.facts.save(facts)?;
         if !equal {
             guard::raise(self.volume)?;
-            // The guard is a change of our own.
             facts.set_stamps(Some(stamps::read(self.volume)?));
             self.facts.save(facts)?;
         }

@@ -1,0 +1,226 @@
+//! Who wrote to a copy: an opening, or a change of role, that is cut at any write, flush or save is told from what the kernel or
+//! e2fsck does. The first leads to no comparison and keeps nothing from being promoted; the second always does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lockstepfs::ext4::Superblock;
+use lockstepfs::io::Disk;
+use lockstepfs::io::sim::{Fault, SimDisk};
+use lockstepfs::mirror::open::OpenMaster;
+use lockstepfs::mirror::roles::{StepBack, Stepped};
+use lockstepfs::mirror::stamps;
+use lockstepfs::units::{Generation, Txid};
+use lockstepfs::volume::Volume;
+use lockstepfs::volume::facts::{FactStore, Facts, Lineage, MemoryFacts, Role};
+use states::State;
+
+use crate::testkit::{FEATURE_SETS, mke2fs};
+use crate::world::{BLOCK, World};
+
+/// Where an opening, or what else a node does, ends.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    Write(u32),
+    Flush(u32),
+    Save(u32),
+}
+
+const KINDS: [fn(u32) -> Cut; 3] = [Cut::Write, Cut::Flush, Cut::Save];
+
+impl Cut {
+    fn make(self, disk: &SimDisk, facts: &MemoryFacts) {
+        match self {
+            Cut::Write(at) => disk.inject(Fault::WritesAfter(at.into())),
+            Cut::Flush(at) => disk.inject(Fault::FlushesAfter(at.into())),
+            Cut::Save(at) => facts.fail_saves_after(at),
+        }
+    }
+
+    fn mend(disk: &SimDisk, facts: &MemoryFacts) {
+        disk.heal();
+        facts.fail_saves(false);
+    }
+}
+
+/// Cuts at every place there is, until it is `done` without being cut; how often it was cut.
+fn cut_everywhere(mut done: impl FnMut(Cut) -> bool) {
+    for kind in KINDS {
+        let ended = (0..60).find(|at| done(kind(*at)));
+        assert!(ended.is_some_and(|at| at > 0), "{:?}: {ended:?}", kind(0));
+    }
+}
+
+/// A volume whose mirror has all but the last file.
+fn behind(seed: u64) -> World {
+    let mut world = World::new(seed, 8 << 20);
+    world.file("first", &[7; 50_000]);
+    world.create_mirror();
+    world.settle();
+    world.cut_link();
+    world.file("second", &[8; 50_000]);
+    world.fs().sync().unwrap();
+    world
+}
+
+/// The master leaves, in order or not.
+fn leave(world: &mut World, in_order: bool) {
+    world.cut_link();
+    world.mirror = None;
+    match world.master.take() {
+        Some(master) if in_order => master.close().unwrap(),
+        _ => world.crash_master(),
+    }
+}
+
+fn resyncs(world: &World) -> usize {
+    let again = |(_, to, _): &&(State, State, String)| *to == State::OutOfSync;
+    world.trace.iter().filter(again).count()
+}
+
+/// What the kernel writes when it mounts the volume.
+fn mounted_by_the_kernel(disk: &SimDisk) {
+    let mut raw = vec![0; 1024];
+    disk.read_at(&mut raw, 1024).unwrap();
+    let mut superblock = Superblock::decode(&raw).unwrap();
+    superblock.set_s_mnt_count(superblock.s_mnt_count() + 1);
+    superblock.set_mtime(1_800_000_777);
+    disk.write_at(superblock.encode(), 1024).unwrap();
+    disk.flush().unwrap();
+}
+
+fn opening_is_cut(seed: u64, cut: Cut, in_order: bool, mounted: bool) -> bool {
+    let mut world = behind(seed);
+    leave(&mut world, in_order);
+    cut.make(&world.master_disk, &world.master_facts);
+    let opened = world.try_start_master().is_ok();
+    world.crash_master();
+    Cut::mend(&world.master_disk, &world.master_facts);
+    if mounted {
+        mounted_by_the_kernel(&world.master_disk);
+    }
+    world.start_master();
+    world.cut = false;
+    world.settle();
+    world.assert_equal();
+    let expected = usize::from(mounted);
+    assert_eq!(resyncs(&world), expected, "{cut:?}: {:#?}", world.trace);
+    opened
+}
+
+#[test]
+fn a_masters_opening_may_be_cut_anywhere_and_nothing_is_compared() {
+    for in_order in [false, true] {
+        cut_everywhere(|cut| opening_is_cut(410, cut, in_order, false));
+    }
+}
+
+/// The claim of the multiple-mount protection is the first thing that an opening writes.
+#[test]
+fn an_opening_that_is_cut_after_it_claimed_the_volume_was_no_change_from_outside() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let set = FEATURE_SETS.iter().find(|set| set.name == "mmp").unwrap();
+    mke2fs(&image, 32 << 20, set).expect("mke2fs");
+    let bytes = std::fs::read(&image).unwrap();
+    cut_everywhere(|cut| {
+        let mut world = World::new(414, 8 << 20);
+        leave(&mut world, true);
+        let disk = SimDisk::named("protected", bytes.len() as u64);
+        disk.write_at(&bytes, 0).unwrap();
+        disk.flush().unwrap();
+        world.master_disk = Arc::new(disk);
+        let fresh = Facts::blank(4712, "data", Role::Master);
+        world.master_facts.save(&fresh).unwrap();
+        world.start_master();
+        leave(&mut world, true);
+        cut.make(&world.master_disk, &world.master_facts);
+        let opened = world.try_start_master().is_ok();
+        world.crash_master();
+        Cut::mend(&world.master_disk, &world.master_facts);
+        let facts = world.master_facts.load().unwrap();
+        let disk = Arc::clone(&world.master_disk) as Arc<dyn Disk>;
+        let volume = Volume::new(vec![disk], BLOCK).unwrap();
+        assert_eq!(stamps::outside(&facts, &volume).unwrap(), None, "{cut:?}");
+        opened
+    });
+}
+
+#[test]
+fn a_mount_by_the_kernel_after_an_opening_that_was_cut_is_seen() {
+    cut_everywhere(|cut| opening_is_cut(411, cut, true, true));
+}
+
+#[test]
+fn a_mirrors_opening_may_be_cut_anywhere_and_it_may_still_be_promoted() {
+    cut_everywhere(|cut| {
+        let mut world = behind(412);
+        world.follower.take().unwrap().close().unwrap();
+        cut.make(&world.mirror_parts.disk, &world.mirror_facts);
+        let opened = world.try_start_mirror().is_ok();
+        world.crash_mirror();
+        Cut::mend(&world.mirror_parts.disk, &world.mirror_facts);
+        world.start_mirror();
+        let facts = world.follower.as_ref().unwrap().facts();
+        assert!(!facts.tainted, "{cut:?}: {facts:?}");
+        world.cut = false;
+        world.settle();
+        world.assert_equal();
+        assert_eq!(resyncs(&world), 0, "{cut:?}: {:#?}", world.trace);
+        opened
+    });
+}
+
+/// The master, closed, becomes a mirror of one that went on from `fork`.
+fn step_back(world: &World, fork: Txid) -> Result<Stepped, lockstepfs::mirror::MirrorError> {
+    let disk = Arc::clone(&world.master_disk) as Arc<dyn Disk>;
+    let mut facts = world.master_facts.load().unwrap();
+    let mut theirs = facts.generations.clone();
+    let generation = Generation(99);
+    theirs.push(Lineage { generation, fork });
+    StepBack {
+        volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
+        facts: &*world.master_facts,
+        maps: &*world.maps,
+        lost: &*world.lost,
+        node: "a",
+        master: "b",
+        theirs: &theirs,
+        discard: false,
+    }
+    .rejoin(&mut facts)
+}
+
+#[test]
+fn an_old_master_that_is_cut_while_it_steps_back_needs_no_operator() {
+    let mut gave_up = BTreeMap::new();
+    for (in_order, gives_up) in [(true, true), (true, false), (false, true), (false, false)] {
+        cut_everywhere(|cut| {
+            let mut world = behind(413);
+            world.lost.expected.store(true, Ordering::Relaxed);
+            let at = |master: &Option<OpenMaster>| {
+                master.as_ref().unwrap().shared.journal.last_committed()
+            };
+            let fork = match gives_up {
+                true => world.follower.as_ref().unwrap().applied(),
+                false => at(&world.master),
+            };
+            leave(&mut world, in_order);
+            cut.make(&world.master_disk, &world.master_facts);
+            let done = step_back(&world, fork).is_ok();
+            world.crash_master();
+            Cut::mend(&world.master_disk, &world.master_facts);
+            if !done {
+                let stepped = step_back(&world, fork);
+                let stepped = stepped.unwrap_or_else(|error| panic!("{cut:?}: {error}"));
+                assert!(!stepped.compare, "{cut:?}: {stepped}");
+                let facts = world.master_facts.load().unwrap();
+                assert_eq!(facts.own_dirty, gives_up, "{cut:?}: {facts:?}");
+                *gave_up.entry(gives_up).or_insert(0) += 1;
+            }
+            done
+        });
+    }
+    assert!(gave_up.values().all(|times| *times > 2), "{gave_up:?}");
+}
