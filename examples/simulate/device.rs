@@ -15,7 +15,6 @@ use lockstepfs::mirror::lost::{LostIndex, LostStore, LostWriter};
 use lockstepfs::mirror::open::MapStore;
 use lockstepfs::mirror::roles::Listed;
 use lockstepfs::mirror::staging::StagingStore;
-use lockstepfs::units::Txid;
 use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{FactStore, Facts, FactsError};
 use parking_lot::Mutex;
@@ -391,11 +390,9 @@ impl NodeLost {
         self.kept.lock().get(id).cloned()
     }
 
-    /// How far what was kept goes that begins at `from` or before.
-    pub fn reaches(&self, from: Txid) -> Txid {
-        let kept = self.kept.lock();
-        let begun = kept.values().filter(|kept| kept.index.shared <= from.0);
-        Txid(begun.map(|kept| kept.index.last).max().unwrap_or_default())
+    /// All that was kept.
+    pub fn all(&self) -> Vec<Kept> {
+        self.kept.lock().values().cloned().collect()
     }
 }
 

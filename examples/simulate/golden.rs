@@ -29,6 +29,7 @@ pub struct Snapshot {
 pub struct Golden {
     versions: BTreeMap<BlockNo, Vec<(Txid, u64)>>,
     by_txid: BTreeMap<Txid, Vec<BlockNo>>,
+    freed: BTreeMap<Txid, Vec<BlockRange>>,
     pub snapshots: BTreeMap<Txid, Snapshot>,
     /// Blocks of the journal, and the superblock: each side's own.
     exempt: Vec<BlockRange>,
@@ -105,6 +106,7 @@ impl Golden {
         let at = journal.last_committed();
         self.versions.clear();
         self.by_txid.clear();
+        self.freed.clear();
         for block in self.allocated(journal, blocks) {
             let digest = self.digest(journal, block);
             self.versions.insert(block, vec![(at, digest)]);
@@ -170,6 +172,7 @@ impl Golden {
                 .push((txid, digest));
         }
         self.by_txid.insert(txid, changed);
+        self.freed.insert(txid, txn.freed);
     }
 
     /// Bytes of blocks that transactions after `txid` changed.
@@ -192,6 +195,7 @@ impl Golden {
         }
         self.versions.retain(|_, versions| !versions.is_empty());
         self.by_txid.retain(|t, _| *t <= txid);
+        self.freed.retain(|t, _| *t <= txid);
         self.snapshots.retain(|t, _| *t <= txid);
     }
 
@@ -224,16 +228,22 @@ impl Golden {
         known.map(|(_, snapshot)| snapshot)
     }
 
-    /// The blocks that transactions after `from`, up to `to`, changed, and their digests then.
+    /// The blocks that transactions after `from`, up to `to`, changed and did not free, and their digests then.
     pub fn changed_between(&self, from: Txid, to: Txid) -> BTreeMap<BlockNo, u64> {
         let range = (
             std::ops::Bound::Excluded(from),
             std::ops::Bound::Included(to),
         );
-        let blocks = self.by_txid.range(range).flat_map(|(_, blocks)| blocks);
-        blocks
-            .filter_map(|block| Some((*block, self.at(*block, to)?)))
-            .collect()
+        let mut changed = BTreeSet::new();
+        for (txid, blocks) in self.by_txid.range(range) {
+            changed.extend(blocks);
+            let freed = self.freed.get(txid).into_iter().flatten();
+            for block in freed.flat_map(|range| range.blocks()) {
+                changed.remove(&block);
+            }
+        }
+        let known = |block| Some((block, self.at(block, to)?));
+        changed.into_iter().filter_map(known).collect()
     }
 
     /// A master was opened again. A transaction that it was committing when the power went may be there or not;

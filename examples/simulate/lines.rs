@@ -28,6 +28,15 @@ pub struct Line {
     master: Option<usize>,
 }
 
+impl Line {
+    /// Whether a generation, as it is written, is of this history.
+    pub fn has_generation(&self, generation: &str) -> bool {
+        let before = self.lineage.iter().map(|lineage| lineage.generation);
+        let mut all = before.chain(self.generations.iter().copied());
+        all.any(|known| known.to_string() == generation)
+    }
+}
+
 /// All histories of a volume.
 pub struct Lines {
     all: Vec<Line>,

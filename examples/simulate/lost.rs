@@ -44,38 +44,67 @@ impl World {
         );
     }
 
-    /// What was kept aside is what the copy had, and nothing of any file is missing.
+    /// What was kept aside is what the copy had, and nothing of it is missing.
     pub fn kept_aside(&mut self, n: usize, v: usize, id: &str) {
         let Some(kept) = self.nodes[n].homes[&v].lost.get(id) else {
             panic!("lost: what n{n} keeps aside of v{v} as {id} is not there");
         };
+        match self.wrong_with(n, v, &kept) {
+            Some(what) => panic!("lost: what n{n} kept aside of v{v} as {id} {what}"),
+            None => self
+                .tally
+                .check("transactions kept aside before they were dropped", 1),
+        }
+    }
+
+    /// What is wrong with something that was kept aside of the history that the copy is of; `None` if nothing is, or if that
+    /// history is not known well enough.
+    fn wrong_with(&self, n: usize, v: usize, kept: &Kept) -> Option<String> {
         let (shared, last) = (Txid(kept.index.shared), Txid(kept.index.last));
         let golden = self.volumes[v].lines.of(n).golden.lock();
-        let (Some(before), Some(then)) = (golden.files_at(shared), golden.files_at(last)) else {
-            return;
-        };
+        let (before, then) = (golden.files_at(shared)?, golden.files_at(last)?);
         if self.nodes[n].faulty {
-            return;
+            return None;
         }
-        let who = format!("what n{n} kept aside of v{v} as {id}");
         for (block, digest) in golden.changed_between(shared, last) {
-            if let Some(bytes) = kept.block(block.0) {
-                assert!(
-                    xxh3_64(bytes) == digest,
-                    "lost: {who} has other contents in block {block} than transaction {last} had"
-                );
+            match kept.block(block.0) {
+                Some(bytes) if xxh3_64(bytes) == digest => {}
+                Some(_) => {
+                    return Some(format!(
+                        "has other contents in block {block} than transaction {last} had"
+                    ));
+                }
+                None => {
+                    return Some(format!(
+                        "lacks block {block}, which transactions {} to {last} changed",
+                        shared.next()
+                    ));
+                }
             }
         }
-        let missing = missing(&kept, before, then);
-        drop(golden);
-        assert!(
-            missing.is_empty(),
-            "lost: {who}, transactions {} to {last}, lacks {}",
-            shared.next(),
-            missing.join(", ")
-        );
-        self.tally
-            .check("transactions kept aside before they were dropped", 1);
+        let missing = missing(kept, before, then);
+        (!missing.is_empty()).then(|| {
+            format!(
+                "lacks, of transactions {} to {last}, {}",
+                shared.next(),
+                missing.join(", ")
+            )
+        })
+    }
+
+    /// Whether a node kept aside, for a master other than `but`, all that transactions of its copy's history after `has` and up
+    /// to `to` changed: it was told to give them up, and did nothing before they were safe.
+    pub fn was_kept(&self, n: usize, v: usize, has: Txid, to: Txid, but: Option<&str>) -> bool {
+        let all = self.nodes[n].homes[&v].lost.all();
+        all.iter().any(|kept| {
+            let index = &kept.index;
+            let reaches = index.shared <= has.0 && index.last >= to.0;
+            let line = self.volumes[v].lines.of(n);
+            reaches
+                && but != Some(index.master.as_str())
+                && line.has_generation(&index.generation)
+                && self.wrong_with(n, v, kept).is_none()
+        })
     }
 }
 

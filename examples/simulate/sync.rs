@@ -12,6 +12,7 @@ use lockstepfs::fs::Fs;
 use lockstepfs::mirror::follower::Follower;
 use lockstepfs::mirror::open::OpenMaster;
 use lockstepfs::mirror::policy::SyncMode;
+use lockstepfs::mirror::roles::{Relation, relation};
 use lockstepfs::units::Txid;
 use states::State;
 
@@ -219,14 +220,21 @@ impl World {
             let drivers = host.drivers.iter().map(|(peer, driver)| (*peer, driver));
             let drivers: Vec<_> = drivers.chain(current).collect();
             for (peer, driver) in drivers {
-                self.promise(v, peer, driver, txid, stopping);
+                self.promise(v, host, (peer, driver), txid, stopping);
             }
         }
         self.nobody_waits_for_ever(v, host, current);
     }
 
     /// I4: an answer says that the mirror has it, if the mirror is one that is waited for.
-    fn promise(&mut self, v: usize, peer: usize, driver: &Driver, txid: Txid, stopping: bool) {
+    fn promise(
+        &mut self,
+        v: usize,
+        host: &MasterHost,
+        (peer, driver): (usize, &Driver),
+        txid: Txid,
+        stopping: bool,
+    ) {
         let policy = driver.mirror.policy();
         if policy.mode != SyncMode::Sync {
             return;
@@ -241,7 +249,14 @@ impl World {
         if !awaited {
             return;
         }
-        let has = self.has(peer, v);
+        let has = self.has(peer, v, host);
+        if has < txid && self.was_told_to_give_up(peer, v, host, txid) {
+            self.tally.check(
+                "sync that was answered as its mirror was given to another master",
+                1,
+            );
+            return;
+        }
         assert!(
             has >= txid,
             "I4: transaction {txid} of v{v} was acknowledged, the sync mirror n{peer} in {state} has {has}"
@@ -252,10 +267,29 @@ impl World {
             .check("sync that was answered and is on a mirror", 1);
     }
 
-    /// The last transaction that a node would have if its master burnt down now.
-    fn has(&mut self, n: usize, v: usize) -> Txid {
+    /// The answer was under way when the mirror was given to a master that was promoted from less: the mirror kept aside what it
+    /// gave up, and the volume is disputed.
+    fn was_told_to_give_up(&mut self, n: usize, v: usize, by: &MasterHost, txid: Txid) -> bool {
+        let has = match self.host(n, v) {
+            Some(Host::Mirror(host)) => host.follower.durable(),
+            _ => return false,
+        };
+        self.was_kept(n, v, has, txid, Some(&by.open.shared.node))
+    }
+
+    /// The last transaction that a node would have if `master` burnt down now.
+    fn has(&mut self, n: usize, v: usize, master: &MasterHost) -> Txid {
         match self.host(n, v) {
             Some(Host::Mirror(host)) if host.follower.is_consistent() => host.follower.durable(),
+            // It was promoted meanwhile: of the history of the one that waits it has what it took over.
+            Some(Host::Master(host)) => {
+                let lineage = |host: &MasterHost| host.open.shared.facts.lock().generations.clone();
+                match relation(&lineage(master), &lineage(host)) {
+                    Relation::Behind { fork } => fork,
+                    Relation::Diverged { shared } => shared,
+                    _ => Txid(0),
+                }
+            }
             Some(Host::Mirror(_)) => Txid(0),
             // It is down: what it acknowledged is on its disks, and looked for there when it starts.
             _ => self.volumes[v].durable.get(&n).copied().unwrap_or_default(),
@@ -298,14 +332,13 @@ impl World {
         let sent = volume.durable.get(&n).copied().unwrap_or_default();
         let known = volume.lines.of(n).golden.lock().newest_until(sent);
         // What it was told to give up when power went, before it could say so, was kept aside first.
-        let kept = self.nodes[n].homes[&v].lost.reaches(durable);
         assert!(
-            durable.max(kept) >= known,
+            durable >= known || self.was_kept(n, v, durable, known, None),
             "I3: transaction {known} of v{v} was acknowledged by n{n}, which came back with {durable}"
         );
         if sent > durable {
             // Its master gave the rest up, though it may find it in its log when it is opened again.
-            volume.durable.insert(n, durable);
+            self.volumes[v].durable.insert(n, durable);
         }
     }
 }
