@@ -292,7 +292,7 @@ fn list(volumes: &[VolumeStatus]) -> String {
             v.role.clone(),
             show(v.size),
             show(v.buffer_size),
-            v.condition.clone(),
+            v.condition.to_string(),
             watch::mount_cell(v),
             mirrors.collect::<Vec<_>>().join(" "),
         ]);

@@ -321,12 +321,13 @@ pub fn verify(state: &StateDir, args: &VerifyArgs) -> Result<Exit, Failed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::protocol::Condition;
 
     fn volume() -> VolumeStatus {
         VolumeStatus {
             name: "data".into(),
             role: "master".into(),
-            condition: "open".into(),
+            condition: Condition::Open,
             mounted: true,
             mount_point: Some("/mnt".into()),
             size: 2 << 30,

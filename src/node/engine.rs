@@ -6,6 +6,7 @@ use super::catalogue::{self, Role};
 use super::follow::Follow;
 use super::history::NewEvent;
 use super::master::{Master, ReadOnly, can_write};
+use super::protocol::Condition;
 use super::refusal::Refusal;
 use super::registry::{Host, Node};
 use super::roles;
@@ -53,17 +54,17 @@ impl Engine {
             return Ok(());
         }
         node.check_running()?;
-        node.publish(host, |view| "opening".clone_into(&mut view.condition));
+        node.publish(host, |view| view.condition = Condition::Opening);
         match try_open(node, host, answers) {
             Ok(engine) => {
                 let waits = matches!(engine, Engine::Mirror(_));
                 *self = engine;
                 node.publish(host, |view| {
                     if !waits {
-                        "open".clone_into(&mut view.condition);
+                        view.condition = Condition::Open;
                         view.reason.clear();
-                    } else if view.condition == "opening" {
-                        "waiting".clone_into(&mut view.condition);
+                    } else if view.condition == Condition::Opening {
+                        view.condition = Condition::Waiting;
                         "the copy is not consistent yet".clone_into(&mut view.reason);
                     }
                 });
@@ -72,7 +73,7 @@ impl Engine {
             Err(refusal) => {
                 let text = refusal.to_string();
                 node.publish(host, |view| {
-                    "failed".clone_into(&mut view.condition);
+                    view.condition = Condition::Failed;
                     view.reason.clone_from(&text);
                 });
                 node.record(NewEvent::volume("volume-failed", host.name(), text));
@@ -95,7 +96,7 @@ impl Engine {
             Engine::Mirror(follow) => follow.stop(),
         };
         node.publish(host, |view| {
-            "closed".clone_into(&mut view.condition);
+            view.condition = Condition::Closed;
             view.reason.clear();
             view.mounted = false;
         });

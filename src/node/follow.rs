@@ -10,7 +10,7 @@ use super::history::{Moment, NewEvent};
 use super::link::{Frame, Link, LinkEnd};
 use super::lost::LostFiles;
 use super::mounts::Offer;
-use super::protocol::MirrorStatus;
+use super::protocol::{Condition, MirrorStatus};
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
 use super::roles;
@@ -388,7 +388,7 @@ impl Task {
         });
         let as_of = self.follower.facts().as_of;
         self.node.publish(&self.host, |view| {
-            "open".clone_into(&mut view.condition);
+            view.condition = Condition::Open;
             view.reason.clear();
             if as_of > 0 {
                 view.consistent_as_of = Some(moment(as_of));
@@ -406,7 +406,7 @@ impl Task {
         self.host.mounts.withdraw();
         drop(self.timer.take());
         self.node.publish(&self.host, |view| {
-            "waiting".clone_into(&mut view.condition);
+            view.condition = Condition::Waiting;
             why.clone_into(&mut view.reason);
             view.consistent_as_of = None;
         });

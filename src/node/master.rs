@@ -5,6 +5,7 @@
 use super::driver::{Committed, Driver, Remote, time_of_day};
 use super::history::NewEvent;
 use super::mounts::Offer;
+use super::protocol::Condition;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
 use super::roles;
@@ -418,7 +419,7 @@ fn start_timer(node: &Arc<Node>, host: &Arc<Host>, open: &OpenMaster) -> Result<
             node.publish(&host, |view| {
                 view.reason.clone_from(&text);
                 if over {
-                    "failed".clone_into(&mut view.condition);
+                    view.condition = Condition::Failed;
                     view.read_only = true;
                 }
             });

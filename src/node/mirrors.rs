@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::follow::{Call, Follow};
 use super::history::NewEvent;
 use super::link::{Frame, Link};
-use super::protocol::{MirrorAction, VolumeStatus};
+use super::protocol::{Condition, MirrorAction, VolumeStatus};
 use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
 use super::roles;
@@ -358,7 +358,7 @@ fn take(node: &Arc<Node>, name: &str, call: &mut Option<Box<Call>>) -> Result<()
             let view = VolumeStatus {
                 name: name.to_owned(),
                 role: "mirror".to_owned(),
-                condition: "waiting".to_owned(),
+                condition: Condition::Waiting,
                 reason: "there are no parts yet".to_owned(),
                 read_only: true,
                 ..VolumeStatus::default()

@@ -9,6 +9,7 @@ use crate::mirror::master::Tuning;
 pub use crate::mirror::policy::{Compress, OnFull, Policy, Resync, SyncMode, Wishes};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -221,6 +222,29 @@ pub struct Status {
     pub volumes: Vec<VolumeStatus>,
 }
 
+/// How a volume stands, in one word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// It is not open.
+    #[default]
+    Closed,
+    /// It is being opened: of a master, it is not known yet whether it still is the master.
+    Opening,
+    /// It is open.
+    Open,
+    /// A mirror that is not consistent yet.
+    Waiting,
+    /// It could not be opened; or its disk failed since, and it can only be read.
+    Failed,
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// One volume in `status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -228,9 +252,8 @@ pub struct VolumeStatus {
     pub name: String,
     /// `master` or `mirror`.
     pub role: String,
-    /// `open`, `waiting` (a mirror that is not consistent yet), `closed` or `failed` (it could not be opened; or its disk
-    /// failed since, and it can only be read).
-    pub condition: String,
+    /// How it stands.
+    pub condition: Condition,
     /// Why it is not open; empty when it is.
     pub reason: String,
     /// Whether it is mounted at this moment.
@@ -328,6 +351,24 @@ mod tests {
         for (line, text) in lines {
             assert_eq!(serde_json::to_string(&line).unwrap(), text);
             assert_eq!(serde_json::from_str::<Line>(text).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn a_condition_is_spelled_alike_for_people_and_programs() {
+        for (condition, word) in [
+            (Condition::Closed, "closed"),
+            (Condition::Opening, "opening"),
+            (Condition::Open, "open"),
+            (Condition::Waiting, "waiting"),
+            (Condition::Failed, "failed"),
+        ] {
+            assert_eq!(condition.to_string(), word);
+            assert_eq!(serde_json::to_value(condition).unwrap(), word);
+            assert_eq!(
+                serde_json::from_value::<Condition>(word.into()).unwrap(),
+                condition
+            );
         }
     }
 

@@ -13,6 +13,7 @@ use super::catalogue::{self, Catalogue, Role};
 use super::engine::Engine;
 use super::history::NewEvent;
 use super::link::Frame;
+use super::protocol::Condition;
 use super::refusal::{Code, Refusal};
 use super::registry::{Host, Node};
 use crate::mirror::roles::{
@@ -247,7 +248,7 @@ pub fn ask_for_all(node: &Arc<Node>) -> BTreeMap<String, Vec<Answer>> {
     for (name, ..) in &asked {
         if let Ok(host) = node.host(name) {
             // Whoever asks this node meanwhile hears that it does not know yet.
-            node.publish(&host, |view| "opening".clone_into(&mut view.condition));
+            node.publish(&host, |view| view.condition = Condition::Opening);
         }
     }
     ask(node, &asked)
@@ -445,7 +446,7 @@ pub fn answer(
     let listed = listed(entry);
     let (role, master) = rules::standing(&facts, &listed);
     let master = master.map(|master| member(&catalogue, master));
-    let opening = |host: Arc<Host>| host.view().condition == "opening";
+    let opening = |host: Arc<Host>| host.view().condition == Condition::Opening;
     let role = match role {
         Standing::Master if node.host(name).is_ok_and(opening) => Standing::Undecided,
         role => role,

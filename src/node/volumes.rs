@@ -9,7 +9,7 @@ use super::control::Answer;
 use super::engine::Engine;
 use super::history::NewEvent;
 use super::host::Held;
-use super::protocol::{Line, MirrorStatus, NewPart, VolumeStatus};
+use super::protocol::{Condition, Line, MirrorStatus, NewPart, VolumeStatus};
 use super::refusal::{Code, Refusal, check_name};
 use super::registry::{Host, Node};
 use super::tools;
@@ -236,7 +236,7 @@ pub fn add(node: &Node, name: &str) -> Result<Arc<Host>, Refusal> {
             Role::Master => "master".to_owned(),
             Role::Mirror { .. } => "mirror".to_owned(),
         },
-        condition: "closed".to_owned(),
+        condition: Condition::Closed,
         read_only: true,
         mount_point: entry.mount.as_ref().map(|m| m.dir.clone()),
         size: entry.parts.iter().map(|p| p.bytes).sum(),

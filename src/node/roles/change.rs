@@ -15,7 +15,7 @@ use crate::node::engine::{Engine, open_volume_of};
 use crate::node::history::NewEvent;
 use crate::node::lost::LostFiles;
 use crate::node::master::Master;
-use crate::node::protocol::Line;
+use crate::node::protocol::{Condition, Line};
 use crate::node::refusal::{Code, Refusal};
 use crate::node::registry::{Host, Node};
 use crate::node::stores::MapFiles;
@@ -311,7 +311,7 @@ pub fn open_promoted(
     opened.told_members(node, names.iter().cloned());
     show_role(node, host, "master", names);
     node.publish(host, |view| {
-        "open".clone_into(&mut view.condition);
+        view.condition = Condition::Open;
         view.reason.clear();
     });
     Ok((Engine::Master(Box::new(opened)), fork))
