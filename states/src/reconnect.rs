@@ -139,7 +139,8 @@ pub enum Fate {
 ///
 /// The generation that sent it, the mirror's last, acknowledges only what it has committed. So the suffix is nobody's loss
 /// if that generation still runs, or if the same node opened the volume next and did not find it in its own log. With any
-/// other node's generation in between, the sender's log is not known.
+/// other node's generation in between, the sender's log is not known. Nor is it where somebody else had the sender's volume:
+/// whoever knows that keeps the suffix aside, whatever this says.
 pub fn fate(master: &[Lineage], mirror: &[Lineage], by_sender: bool) -> Fate {
     let sent = mirror.last().map(|l| l.generation);
     match master.iter().rev().position(|l| Some(l.generation) == sent) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lockstepfs::fs::{Commit, Fs, New};
-use lockstepfs::mirror::policy::{Compress, SyncMode, Wishes};
+use lockstepfs::mirror::policy::{Compress, Resync, SyncMode, Wishes};
 use lockstepfs::units::{Ino, Txid};
 use lockstepfs::volume::facts::FactStore;
 use states::State;
@@ -289,6 +289,36 @@ fn a_mirror_that_drops_the_first_transaction_of_its_log_still_knows_what_it_show
 }
 
 /// Somebody else may have had the master's volume, so it does not vouch for what it never confirmed; but it was acknowledged.
+/// The link is cut; and the last transaction that the mirror has.
+fn doubted(seed: u64, held: bool) -> (World, Txid) {
+    let mut world = sync_world(seed, false);
+    let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+    create(&fs, "cut", 30_000);
+    let commit = fs.begin_commit().unwrap().unwrap();
+    world.committing = true;
+    for _ in 0..ROUNDS {
+        step(&mut world);
+    }
+    // Acknowledged; the mirror does not hear of it.
+    let promised = commit.finish().unwrap();
+    world.committing = false;
+    drop(fs);
+    world.cut_link();
+    assert!(world.follower.as_ref().unwrap().applied() < promised);
+    if held {
+        world.crash_mirror();
+        world.start_mirror();
+    }
+    world.crash_master();
+    let mut facts = world.master_facts.load().unwrap();
+    facts.set_stamps(None);
+    world.master_facts.save(&facts).unwrap();
+    world.start_master();
+    set_sync(&mut world, false);
+    world.lost.expected.store(true, Ordering::Relaxed);
+    (world, promised)
+}
+
 #[test]
 fn what_was_acknowledged_and_is_doubted_stays_on_the_mirror_until_it_has_the_masters_copy() {
     for (steps, away, held) in (0..30).step_by(2).flat_map(|steps| {
@@ -298,31 +328,7 @@ fn what_was_acknowledged_and_is_doubted_stays_on_the_mirror_until_it_has_the_mas
             (steps, true, false),
         ]
     }) {
-        let mut world = sync_world(433, false);
-        let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
-        create(&fs, "cut", 30_000);
-        let commit = fs.begin_commit().unwrap().unwrap();
-        world.committing = true;
-        for _ in 0..ROUNDS {
-            step(&mut world);
-        }
-        // Acknowledged; the mirror does not hear of it.
-        let promised = commit.finish().unwrap();
-        world.committing = false;
-        drop(fs);
-        world.cut_link();
-        assert!(world.follower.as_ref().unwrap().applied() < promised);
-        if held {
-            world.crash_mirror();
-            world.start_mirror();
-        }
-        world.crash_master();
-        let mut facts = world.master_facts.load().unwrap();
-        facts.set_stamps(None);
-        world.master_facts.save(&facts).unwrap();
-        world.start_master();
-        set_sync(&mut world, false);
-        world.lost.expected.store(true, Ordering::Relaxed);
+        let (mut world, promised) = doubted(433, held);
         world.cut = false;
         let has = |world: &World| {
             let follower = world.follower.as_ref().unwrap();
@@ -346,18 +352,45 @@ fn what_was_acknowledged_and_is_doubted_stays_on_the_mirror_until_it_has_the_mas
             has(&world);
         }
         assert!(shows(&world, "cut"));
+        assert_eq!(kept_of(&world, "/cut", "a")[..30_000], [7; 30_000]);
         world.settle();
         world.assert_equal();
         world.check_parts(false);
     }
 }
 
-/// The bytes of a file that were kept aside.
-fn kept_of(world: &World, path: &str) -> Vec<u8> {
+/// Where the resync goes home at once there is no copy that could hold it meanwhile.
+#[test]
+fn what_was_acknowledged_and_is_doubted_is_kept_aside_before_a_resync_goes_home() {
+    for (seed, held) in [(0, false), (1, true), (2, false), (3, true)] {
+        let (mut world, _) = doubted(434 + seed, held);
+        match seed < 2 {
+            true => world.mirror.as_mut().unwrap().set_wishes(Wishes {
+                resync: Some(Resync::Direct),
+                ..Wishes::default()
+            }),
+            false => world.staging.room.store(0, Ordering::Relaxed),
+        }
+        world.cut = false;
+        let begun = (0..10_000).any(|_| {
+            step(&mut world);
+            !world.follower.as_ref().unwrap().is_consistent()
+        });
+        assert!(begun, "{:#?}", world.trace);
+        assert_eq!(kept_of(&world, "/cut", "a")[..30_000], [7; 30_000]);
+        world.settle();
+        world.assert_equal();
+        assert!(shows(&world, "cut"));
+        world.check_parts(false);
+    }
+}
+
+/// The bytes of a file that were kept aside on the mirror, for a new master.
+fn kept_of(world: &World, path: &str, master: &str) -> Vec<u8> {
     let kept = world.lost.kept.lock();
     assert_eq!(kept.len(), 1, "{:?}", kept.keys());
     let (index, bytes) = kept.values().next().unwrap();
-    assert!(index.complete && index.node == "b" && index.master == "c");
+    assert!(index.complete && index.node == "b" && index.master == master);
     let size = u64::from(index.block_size);
     let mut found = Vec::new();
     for run in index
@@ -430,9 +463,9 @@ fn what_was_acknowledged_is_kept_aside_when_another_master_lacks_it() {
         world.settle();
         world.assert_equal();
         assert!(!shows(&world, "new") && shows(&world, "old"));
-        let kept = kept_of(&world, "/new");
+        let kept = kept_of(&world, "/new", "c");
         assert_eq!(kept[..len], vec![7; len][..], "seed {seed}");
-        assert_eq!(kept_of(&world, "/old"), [9; 4096], "seed {seed}");
+        assert_eq!(kept_of(&world, "/old", "c"), [9; 4096], "seed {seed}");
         let status = world.mirror.as_ref().unwrap().status(world.now());
         assert_eq!(status.bytes_bulk, 0, "it is dropped, not repaired");
         create(world.fs(), "after", 100_000);

@@ -279,6 +279,7 @@ impl Follower {
             )));
         }
         self.show(keep, out)?;
+        let doubted = self.is_doubted(drop_after, theirs);
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
         };
@@ -289,6 +290,7 @@ impl Follower {
                 following,
                 theirs,
                 &self.caller,
+                doubted,
                 out,
             )?;
             {
@@ -323,13 +325,15 @@ impl Follower {
     }
 }
 
-/// Keeps aside what is dropped for the master `caller`, unless its own sender says that it never came about.
+/// Keeps aside what is dropped for the master `caller`, unless its own sender says that it never came about: one that can
+/// not vouch for its history (`doubted`) does not know.
 pub(super) fn keep_unshown(
     env: &Env,
     facts: &Facts,
     following: &Following,
     theirs: &[Lineage],
     caller: &str,
+    doubted: bool,
     out: &mut Vec<Output>,
 ) -> Result<(), MirrorError> {
     let unshown = &following.unshown;
@@ -337,8 +341,10 @@ pub(super) fn keep_unshown(
         return Ok(());
     };
     let kept = match fate(facts, theirs, caller) {
-        Fate::Erased => None,
-        Fate::KeptAside => Some(keep_last(env, facts, following, caller, last.txid)?),
+        Fate::Erased if !doubted => None,
+        Fate::Erased | Fate::KeptAside => {
+            Some(keep_last(env, facts, following, caller, last.txid)?)
+        }
     };
     let what = format!(
         "transactions {} to {}, which no master confirmed, are not in the history of {caller}: they are dropped",

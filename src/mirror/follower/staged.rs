@@ -206,13 +206,14 @@ impl Follower {
             }
             // What is held back is the copy's until the marker says that it is not, with its log.
             false => {
-                let caller = &self.caller;
+                let (caller, doubted) = (&self.caller, true);
                 keep_unshown(
                     &self.env,
                     &self.facts.lock(),
                     &following,
                     &generations,
                     caller,
+                    doubted,
                     out,
                 )?;
                 following.journal.bring_home()?;
