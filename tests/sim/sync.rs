@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use lockstepfs::fs::{Commit, Fs, New};
+use lockstepfs::mirror::MirrorError;
+use lockstepfs::mirror::follower::{Follower, Output};
 use lockstepfs::mirror::policy::{Compress, Resync, SyncMode, Wishes};
 use lockstepfs::units::{Ino, Txid};
 use lockstepfs::volume::facts::FactStore;
+use lockstepfs::wire::message::Message;
 use states::State;
 
-use crate::world::World;
+use crate::world::{BLOCK, SIZE, World};
 
 const ROOT: Ino = Ino(2);
 /// Rounds of frames after which a transaction is on the mirror, confirmed and shown; the cuts are between them.
@@ -636,4 +639,83 @@ fn a_mirror_that_says_nothing_is_lost_after_its_timeout() {
     world.mute = false;
     world.settle();
     world.assert_equal();
+}
+
+/// A transaction of `blocks` blocks arrives, of which `confirmed` is the last that is committed. What the mirror says to it.
+fn arrives(
+    follower: &mut Follower,
+    txid: Txid,
+    blocks: u64,
+    confirmed: Txid,
+) -> Result<Vec<Output>, MirrorError> {
+    let Txid(last) = txid;
+    let begin = Message::TxnBegin {
+        first: last,
+        last,
+        generation: 1,
+        zeroed: Vec::new(),
+        freed: Vec::new(),
+        touched: Vec::new(),
+    };
+    follower.frame(begin, Vec::new())?;
+    // Of the end of the volume, where there is nothing.
+    let end = follower.fs().unwrap().volume().blocks_count();
+    let blocks: Vec<u64> = (end - blocks..end).collect();
+    let payload = vec![1; blocks.len() * BLOCK as usize];
+    follower.frame(Message::TxnBlocks { blocks }, payload)?;
+    let end = Message::TxnEnd {
+        seq: last,
+        last,
+        chain: 1,
+        confirmed: confirmed.0,
+    };
+    follower.frame(end, Vec::new())
+}
+
+/// The sender never pauses.
+#[test]
+fn what_waits_to_be_appended_fits_into_memory_and_a_quarter_of_the_log_however_small_it_is() {
+    for (buffer, blocks) in [(8 << 20, 0), (8 << 20, 1), (80 << 20, 0), (80 << 20, 40)] {
+        let mut world = World::sized(12, 4 * buffer + SIZE, buffer);
+        world.create_mirror();
+        world.settle();
+        let follower = world.follower.as_mut().unwrap();
+        let log = Arc::clone(follower.fs().unwrap().journal());
+        let room = (log.stats().size_blocks / 4).min((16 << 20) / u64::from(BLOCK));
+        let mut txid = follower.durable();
+        for _ in 0..3 {
+            let used = log.stats().used_blocks;
+            let mut waiting = 1;
+            txid = txid.next();
+            while arrives(follower, txid, blocks, txid).unwrap().is_empty() {
+                waiting += 1;
+                assert!(waiting < room, "{waiting} transactions wait");
+                txid = txid.next();
+            }
+            assert_eq!(follower.durable(), txid);
+            let taken = log.stats().used_blocks - used;
+            assert!(taken <= room, "{taken} blocks at once");
+            assert!(waiting > room / 50, "not one by one");
+        }
+    }
+}
+
+/// A master sends what it is committing, one by one: it confirms them, or something is wrong with it.
+#[test]
+fn a_master_that_confirms_nothing_is_left_before_it_fills_the_memory() {
+    let mut world = World::new(13, 8 << 20);
+    world.create_mirror();
+    world.settle();
+    let follower = world.follower.as_mut().unwrap();
+    let shown = follower.durable();
+    let txids = (1..1000).map(|n| Txid(shown.0 + n));
+    let refused = txids
+        .map(|txid| (txid, arrives(follower, txid, 0, shown)))
+        .find(|(_, said)| said.is_err());
+    let (txid, refused) = refused.expect("a thousand wait");
+    assert!(txid.0 - shown.0 < 512, "{txid} after {shown}");
+    assert!(
+        matches!(&refused, Err(MirrorError::Protocol(text)) if text.contains("does not confirm"))
+    );
+    assert_eq!(follower.applied(), shown);
 }

@@ -222,8 +222,13 @@ pub struct World {
 impl World {
     /// A fresh volume on the master, nothing on the mirror.
     pub fn new(seed: u64, buffer: u64) -> World {
+        World::sized(seed, SIZE, buffer)
+    }
+
+    /// The same, of `size` bytes.
+    pub fn sized(seed: u64, size: u64, buffer: u64) -> World {
         let random = Arc::new(SimRandom::new(seed));
-        let master_disk = Arc::new(SimDisk::named("master", SIZE));
+        let master_disk = Arc::new(SimDisk::named("master", size));
         let volume = Volume::new(vec![Arc::clone(&master_disk) as Arc<dyn Disk>], BLOCK).unwrap();
         let options = MkfsOptions {
             buffer: Buffer::Bytes(buffer),
@@ -247,7 +252,7 @@ impl World {
             master_facts,
             maps: Arc::new(Maps::default()),
             mirror_parts: Arc::new(Parts {
-                disk: Arc::new(SimDisk::named("mirror", SIZE)),
+                disk: Arc::new(SimDisk::named("mirror", size)),
                 lying: AtomicBool::new(false),
             }),
             mirror_facts: Arc::new(MemoryFacts::new()),
