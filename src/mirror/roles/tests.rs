@@ -110,10 +110,18 @@ fn one_that_gave_up_its_history_is_not_followed_because_its_mirror_still_has_it(
 fn one_that_is_starting_is_followed_by_another_that_is_and_by_no_command() {
     let ours = history(OURS);
     let b = answer("b", Standing::Undecided, None, PROMOTED);
+    let promoted = answer("b", Standing::Master, None, PROMOTED);
     assert!(matches!(
         judge(&ours, std::slice::from_ref(&b)),
         Verdict::Follow { master, .. } if master == "b"
     ));
+    // One that knows that it is the master goes before one that does not, whatever that one has.
+    let further = [(1, 0), (2, 10), (3, 100), (4, 130)];
+    let starts = answer("c", Standing::Undecided, None, &further);
+    for answers in [[promoted.clone(), starts.clone()], [starts, promoted]] {
+        let verdict = judge(&ours, &answers);
+        assert!(matches!(verdict, Verdict::Follow { master, .. } if master == "b"));
+    }
     let alone = history(&[(1, 0), (2, 10), (9, 120)]);
     let verdict = judge(&alone, std::slice::from_ref(&b));
     assert!(matches!(verdict, Verdict::Diverged { .. }));
@@ -304,6 +312,15 @@ fn a_master_that_handed_over_does_not_say_that_it_is_one_before_it_knows() {
         |standing, entries| asked_after(&history(OURS), Some(answer("b", standing, None, entries)));
     assert!(matches!(asked(Standing::Master, PROMOTED), Ended::Taken(_)));
     assert!(matches!(asked(Standing::Master, OURS), Ended::Unknown(_)));
+    // It was opened since, and starts again.
+    assert!(matches!(
+        asked(Standing::Undecided, PROMOTED),
+        Ended::Taken(_)
+    ));
+    assert!(matches!(
+        asked(Standing::Undecided, OURS),
+        Ended::Unknown(_)
+    ));
     assert!(matches!(asked(Standing::Mirror, OURS), Ended::Refused(_)));
     assert!(matches!(
         asked_after(&history(OURS), None),
