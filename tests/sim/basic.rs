@@ -283,10 +283,7 @@ fn a_mirror_made_again_has_what_was_overwritten_while_there_was_none() {
     let ino = file(&world, "f", &pattern(1, 300_000));
     world.create_mirror();
     world.settle();
-    world.cut_link();
-    world.request(Request::Delete);
-    let slot = Arc::clone(world.mirror.take().unwrap().slot());
-    world.master.as_ref().unwrap().remove_mirror(&slot).unwrap();
+    world.delete_mirror().unwrap();
     // Straight home, and in no transaction.
     world.fs().write(ino, 0, &pattern(9, 200_000)).unwrap();
     world.fs().sync().unwrap();

@@ -12,7 +12,7 @@ use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::policy::{Resync, SyncMode, Wishes};
-use lockstepfs::mirror::roles::{CopyStanding, StepBack, doubts, master_facts};
+use lockstepfs::mirror::roles::{CopyStanding, StepBack, Stepped, doubts, master_facts};
 use lockstepfs::units::{Generation, Ino, Txid};
 use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{FactStore, Lineage, Role};
@@ -52,6 +52,47 @@ fn unconfirmed(seed: u64) -> World {
     drop(shared);
     world.crash_master();
     world
+}
+
+/// Gives up what `theirs`, the history of `master`, lacks: on the master's node, or on the mirror's. The volume is closed.
+pub fn step_back(
+    world: &World,
+    role: Role,
+    master: &str,
+    theirs: &[Lineage],
+    discard: bool,
+) -> Result<Stepped, MirrorError> {
+    let (node, disk, facts, maps) = match role {
+        Role::Master => ("a", &world.master_disk, &world.master_facts, &world.maps),
+        Role::Mirror => {
+            let disk = &world.mirror_parts.disk;
+            ("b", disk, &world.mirror_facts, &world.mirror_maps)
+        }
+    };
+    let disk = Arc::clone(disk) as Arc<dyn Disk>;
+    let stepping = StepBack {
+        volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
+        facts: &**facts,
+        maps: &**maps,
+        lost: &*world.lost,
+        node,
+        master,
+        theirs,
+        discard,
+    };
+    let mut facts = facts.load().unwrap();
+    match discard {
+        true => stepping.rejoin(&mut facts),
+        false => stepping.carry_out(&mut facts),
+    }
+}
+
+/// The history of one that was promoted after transaction `fork` of the node with these `facts`.
+fn promoted_after(facts: &dyn FactStore, fork: Txid) -> Vec<Lineage> {
+    let mut theirs = facts.load().unwrap().generations;
+    let generation = Generation(77);
+    theirs.push(Lineage { generation, fork });
+    theirs
 }
 
 /// `promote`, as the daemon does it.
@@ -152,23 +193,8 @@ fn steps_back(seed: u64, fault: Option<Fault>) -> bool {
     drop(follower);
     let disk = Arc::clone(&world.mirror_parts.disk);
     fault.into_iter().for_each(|fault| disk.inject(fault));
-    let mut facts = world.mirror_facts.load().unwrap();
-    let mut theirs = facts.generations.clone();
-    theirs.push(Lineage {
-        generation: Generation(77),
-        fork: Txid(shown.0 - 1),
-    });
-    let stepped = StepBack {
-        volume: &Arc::new(Volume::new(vec![Arc::clone(&disk) as Arc<dyn Disk>], BLOCK).unwrap()),
-        facts: &*world.mirror_facts,
-        maps: &*world.mirror_maps,
-        lost: &*world.lost,
-        node: "b",
-        master: "c",
-        theirs: &theirs,
-        discard: false,
-    }
-    .carry_out(&mut facts);
+    let theirs = promoted_after(&*world.mirror_facts, Txid(shown.0 - 1));
+    let stepped = step_back(&world, Role::Mirror, "c", &theirs, false);
     world.crash_mirror();
     disk.heal();
     world.acknowledged = 0;
@@ -244,29 +270,51 @@ fn an_old_master_knows_what_it_changed_though_another_mirror_has_half_of_it() {
     world.mirror = None;
     world.master.take().unwrap().close().unwrap();
     drop((master, shared, slot, promoted));
-    let mut facts = world.master_facts.load().unwrap();
-    let mut theirs = facts.generations.clone();
-    let generation = Generation(77);
-    theirs.push(Lineage { generation, fork });
-    let disk = Arc::clone(&world.master_disk) as Arc<dyn Disk>;
+    let theirs = promoted_after(&*world.master_facts, fork);
     world.lost.expected.store(true, Ordering::Relaxed);
-    let stepped = StepBack {
-        volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
-        facts: &*world.master_facts,
-        maps: &*world.maps,
-        lost: &*world.lost,
-        node: "a",
-        master: "c",
-        theirs: &theirs,
-        discard: false,
-    }
-    .carry_out(&mut facts)
-    .unwrap();
+    let stepped = step_back(&world, Role::Master, "c", &theirs, false).unwrap();
     assert!(
         stepped.dirty_blocks >= marked,
         "{} of {marked} blocks are known",
         stepped.dirty_blocks
     );
+}
+
+/// What was overwritten at home while there was no mirror is in no log and in no map.
+#[test]
+fn a_master_does_not_step_back_by_its_log_over_a_time_without_mirrors() {
+    for made_again in [false, true] {
+        for orderly in [false, true] {
+            let mut world = World::new(91, 8 << 20);
+            let first = world.file("first", &[1; 60_000]);
+            world.create_mirror();
+            world.settle();
+            world.delete_mirror().unwrap();
+            let master = world.master.clone().unwrap();
+            let fork = master.shared.journal.last_committed();
+            world.fs().write(first, 0, &[2; 60_000]).unwrap();
+            world.fs().sync().unwrap();
+            if made_again {
+                master.add_mirror("b", None).unwrap();
+                world.file("second", &[3; 60_000]);
+                world.fs().sync().unwrap();
+            }
+            drop(master);
+            match orderly {
+                true => world.master.take().unwrap().close().unwrap(),
+                false => world.crash_master(),
+            }
+            let theirs = promoted_after(&*world.master_facts, fork);
+            world.lost.expected.store(true, Ordering::Relaxed);
+            let refused = step_back(&world, Role::Master, "b", &theirs, false);
+            assert!(
+                matches!(&refused, Err(MirrorError::Refused { detail, .. }) if detail.contains("is not recorded any more")),
+                "{refused:?}"
+            );
+            let stepped = step_back(&world, Role::Master, "b", &theirs, true).unwrap();
+            assert!(stepped.compare, "{stepped}");
+        }
+    }
 }
 
 /// A repair was cut short on the mirror when another node, which had less, was made the master. The refusal names
@@ -312,22 +360,8 @@ fn half_a_repair_is_given_up_for_a_new_master_that_had_less() {
         assert!(reason.contains("rejoin data c --discard b"), "{reason}");
         // As the refusal says.
         world.follower.take().unwrap().close().unwrap();
-        let mut facts = world.mirror_facts.load().unwrap();
-        let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
-        let theirs = world.master.as_ref().unwrap().shared.facts.lock();
-        StepBack {
-            volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
-            facts: &*world.mirror_facts,
-            maps: &*world.mirror_maps,
-            lost: &*world.lost,
-            node: "b",
-            master: "c",
-            theirs: &theirs.generations.clone(),
-            discard: true,
-        }
-        .rejoin(&mut facts)
-        .unwrap();
-        drop(theirs);
+        let theirs = world.master_facts.load().unwrap().generations;
+        step_back(&world, Role::Mirror, "c", &theirs, true).unwrap();
         world.start_mirror();
         world.request(Request::Restart);
         world.settle();

@@ -7,14 +7,13 @@ use lockstepfs::io::Disk;
 use lockstepfs::io::sim::Fault;
 use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::OpenMaster;
-use lockstepfs::mirror::roles::StepBack;
 use lockstepfs::units::{Ino, Txid};
-use lockstepfs::volume::Volume;
-use lockstepfs::volume::facts::FactStore;
+use lockstepfs::volume::facts::{FactStore, Role};
 use lockstepfs::wire::message::{Message, Mode};
 use states::State;
 
-use crate::world::{BLOCK, World};
+use crate::promoted::step_back;
+use crate::world::World;
 
 const ROOT: Ino = Ino(2);
 
@@ -43,14 +42,6 @@ fn only_replays(world: &mut World) {
         "{:#?}",
         world.trace
     );
-}
-
-/// The mirror is made no more, and its copy kept.
-fn delete_mirror(world: &mut World) {
-    world.cut_link();
-    world.request(Request::Delete);
-    let slot = Arc::clone(world.mirror.take().unwrap().slot());
-    world.master.as_ref().unwrap().remove_mirror(&slot).unwrap();
 }
 
 /// A mirror that has a transaction of which its facts do not know yet.
@@ -126,7 +117,7 @@ fn without_mirrors(seed: u64) -> (World, OpenMaster, Txid) {
     let mut world = mirrored(seed);
     file(&world, "second");
     world.settle();
-    delete_mirror(&mut world);
+    world.delete_mirror().unwrap();
     let master = world.master.clone().unwrap();
     let had = master.shared.journal.last_committed();
     (world, master, had)
@@ -183,7 +174,7 @@ fn a_master_without_mirrors_that_loses_power_knows_what_a_former_mirror_has() {
 fn what_was_overwritten_while_there_was_no_mirror_reaches_every_former_one() {
     for others_first in [false, true] {
         let mut world = mirrored(279);
-        delete_mirror(&mut world);
+        world.delete_mirror().unwrap();
         let first = world.fs().lookup(ROOT, b"first").unwrap().ino;
         world.fs().write(first, 8192, &[9; 12_288]).unwrap();
         world.fs().sync().unwrap();
@@ -298,17 +289,37 @@ fn follower_at(master: &Option<lockstepfs::mirror::open::OpenMaster>) -> u64 {
     at
 }
 
+/// The mirror was deleted, and another one, of which nothing is heard, keeps the log of what the copy lacks. And a file.
+fn log_kept_for_another(seed: u64) -> (World, Ino) {
+    let mut world = mirrored(seed);
+    let large = world.file("large", &[]);
+    world.settle();
+    let master = world.master.clone().unwrap();
+    master.add_mirror("c", None).unwrap();
+    world.delete_mirror().unwrap();
+    file(&world, "second");
+    (world, large)
+}
+
+#[test]
+fn a_mirror_made_again_that_cracks_before_it_is_heard_of_gets_what_came_before_its_map() {
+    let (mut world, large) = log_kept_for_another(81);
+    world.create_mirror();
+    world.fs().write(large, 0, &[1; 50_000]).unwrap();
+    world.fs().sync().unwrap();
+    world.crack();
+    let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+    let coverage = slot.state.lock().map.coverage().unwrap();
+    assert!(coverage.from_txid > world.follower.as_ref().unwrap().durable());
+    world.cut = false;
+    world.settle();
+    world.assert_equal();
+}
+
 #[test]
 fn a_mirror_made_again_that_cracks_while_it_catches_up_gets_what_it_lacks() {
     for cracks in [false, true] {
-        let mut world = mirrored(79);
-        let large = world.file("large", &[]);
-        world.settle();
-        // Another mirror, of which nothing is heard, keeps the log.
-        let master = world.master.clone().unwrap();
-        master.add_mirror("c", None).unwrap();
-        delete_mirror(&mut world);
-        file(&world, "second");
+        let (mut world, large) = log_kept_for_another(79);
         world.cut = false;
         world.create_mirror();
         world.until(State::InSync);
@@ -338,6 +349,41 @@ fn a_mirror_that_could_not_be_made_holds_nothing() {
     world.create_mirror();
     world.settle();
     world.assert_equal();
+}
+
+/// The state disk is full. The mirror is one still, of a volume that has a mirror: nothing is overwritten at home.
+#[test]
+fn a_mirror_whose_deletion_could_not_be_saved_lacks_nothing_when_it_is_back() {
+    for made_again in [false, true] {
+        let mut world = mirrored(584);
+        file(&world, "second");
+        world.settle();
+        world.master_facts.fail_saves(true);
+        assert!(world.delete_mirror().is_err());
+        let master = world.master.clone().unwrap();
+        assert!(master.add_mirror("c", None).is_err());
+        let first = world.fs().lookup(ROOT, b"first").unwrap().ino;
+        world.fs().write(first, 8192, &[9; 12_288]).unwrap();
+        world.fs().sync().unwrap();
+        assert_eq!(master.slots.all().len(), 1, "the log is kept for it");
+        world.cut = false;
+        match made_again {
+            true => {
+                world.master_facts.fail_saves(false);
+                world.create_mirror();
+                assert_eq!(master.slots.all().len(), 1, "it has one place");
+                world.settle();
+                world.assert_equal();
+            }
+            false => {
+                drop(master);
+                world.crash_master();
+                world.master_facts.fail_saves(false);
+                world.start_master();
+                only_replays(&mut world);
+            }
+        }
+    }
 }
 
 #[test]
@@ -378,20 +424,8 @@ fn a_mirror_that_differs_under_the_names_of_its_masters_history_is_compared_when
     world.until(State::Error);
     world.follower.take().unwrap().close().unwrap();
     // As the reason of the error says.
-    let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
     let theirs = world.master_facts.load().unwrap().generations;
-    let stepped = StepBack {
-        volume: &Arc::new(Volume::new(vec![disk], BLOCK).unwrap()),
-        facts: &*world.mirror_facts,
-        maps: &*world.mirror_maps,
-        lost: &*world.lost,
-        node: "b",
-        master: "a",
-        theirs: &theirs,
-        discard: true,
-    }
-    .rejoin(&mut world.mirror_facts.load().unwrap())
-    .unwrap();
+    let stepped = step_back(&world, Role::Mirror, "a", &theirs, true).unwrap();
     assert!(stepped.compare, "{stepped}");
     world.start_mirror();
     world.request(Request::Restart);

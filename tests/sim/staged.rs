@@ -264,22 +264,58 @@ fn what_changes_while_it_is_under_way_is_sent_again_and_nothing_else_is() {
     }
 }
 
-#[test]
-fn a_mirror_made_again_over_a_half_repaired_copy_gets_what_only_the_old_map_knew() {
-    let mut world = cracked(281);
+/// The copy is made, or repaired, at home, and this has begun.
+fn half_made(mut world: World) -> World {
     world.cut_link();
     world.staging.room.store(0, Ordering::Relaxed);
     world.cut = false;
-    while world.mirror_facts.load().unwrap().consistent_at != Txid(u64::MAX) {
+    let begun = |world: &World| {
+        let facts = world.mirror_facts.load();
+        facts.is_ok_and(|facts| facts.consistent_at == Txid(u64::MAX))
+    };
+    while !begun(&world) {
         world.step();
     }
+    world
+}
+
+/// Every opening finds a map in the place of the lost one, but the first.
+#[test]
+fn a_lost_map_is_known_to_be_lost_until_the_copy_was_compared() {
+    for (file, orderly) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut world = half_made(cracked(25));
+        world.cut_link();
+        world.crash_master();
+        world.maps.lose("b", file);
+        world.start_master();
+        for _ in 0..2 {
+            match orderly {
+                true => world.restart_master(),
+                false => {
+                    world.crash_master();
+                    world.start_master();
+                }
+            }
+        }
+        world.cut = false;
+        world.settle();
+        world.assert_equal();
+        // Once is enough.
+        let before = world.trace.len();
+        world.restart_master();
+        world.settle();
+        let again = |(_, to, _): &(State, State, String)| *to == State::OutOfSync;
+        assert!(!world.trace[before..].iter().any(again));
+    }
+}
+
+#[test]
+fn a_mirror_made_again_over_a_half_repaired_copy_gets_what_only_the_old_map_knew() {
+    let mut world = half_made(cracked(281));
     let master = world.master.clone().unwrap();
     master.add_mirror("c", None).unwrap();
-    world.cut_link();
-    world.request(Request::Delete);
-    let slot = Arc::clone(world.mirror.take().unwrap().slot());
-    master.remove_mirror(&slot).unwrap();
-    drop((master, slot));
+    drop(master);
+    world.delete_mirror().unwrap();
     world.cut = false;
     world.create_mirror();
     world.settle();
@@ -287,19 +323,9 @@ fn a_mirror_made_again_over_a_half_repaired_copy_gets_what_only_the_old_map_knew
 }
 
 /// The master of a half-made copy loses its power, and with it what it had marked last.
-fn forgets_its_marks(half_made: fn() -> World) {
+fn forgets_its_marks(begun: fn() -> World) {
     for (steps, later) in (0..32).flat_map(|steps| (1..5).map(move |later| (steps, later))) {
-        let mut world = half_made();
-        world.cut_link();
-        world.staging.room.store(0, Ordering::Relaxed);
-        world.cut = false;
-        let begun = |world: &World| {
-            let facts = world.mirror_facts.load();
-            facts.is_ok_and(|facts| facts.consistent_at == Txid(u64::MAX))
-        };
-        while !begun(&world) {
-            world.step();
-        }
+        let mut world = half_made(begun());
         let shared = world.master.as_ref().unwrap().shared.clone();
         let ino = shared.fs.lookup(ROOT, b"f").unwrap().ino;
         shared.fs.write(ino, 0, &vec![3; MIB / 4]).unwrap();

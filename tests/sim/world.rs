@@ -47,6 +47,15 @@ impl MapStore for Maps {
 }
 
 impl Maps {
+    /// The map of `peer` is lost: its file, or what is in it.
+    pub fn lose(&self, peer: &str, file: bool) {
+        let mut disks = self.disks.lock();
+        match file {
+            true => drop(disks.remove(peer).expect("there is one")),
+            false => disks[peer].write_at(&[0x5a; 8192], 0).unwrap(),
+        }
+    }
+
     fn crash(&self, random: &SimRandom) {
         for disk in self.disks.lock().values() {
             disk.crash(Survivors::Random(random));
@@ -396,6 +405,14 @@ impl World {
         let now = self.now();
         let actions = self.mirror.as_mut().unwrap().request(request, now).unwrap();
         self.act(actions);
+    }
+
+    /// The mirror is made no more, and its copy kept.
+    pub fn delete_mirror(&mut self) -> Result<(), MirrorError> {
+        self.cut_link();
+        self.request(Request::Delete);
+        let slot = Arc::clone(self.mirror.take().unwrap().slot());
+        self.master.as_ref().unwrap().remove_mirror(&slot)
     }
 
     /// Power fails on the master: what was not flushed may be lost.
