@@ -30,7 +30,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn flush(&self) -> io::Result<()>;
     /// Makes the range read as zeros and gives its space back where the store can; writes zeros otherwise.
     fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Reserves space for the range so that later writes to it can not fail for want of it; contents are kept.
+    /// Reserves space for the range so that later writes to it can not fail for want of it, nor cost more than those after
+    /// them; contents are kept. Nobody else may write there meanwhile.
     fn preallocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Whether the range certainly reads as zeros without reading it (a hole); `false` when unknown.
     fn is_hole(&self, offset: u64, len: u64) -> bool;
