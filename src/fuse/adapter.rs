@@ -19,7 +19,7 @@ use crate::fs::{
 };
 use crate::fuse::nodes::Nodes;
 use crate::fuse::seeker::{Seeker, Seeking};
-use crate::fuse::space::{self, Space};
+use crate::fuse::space::{Gatherer, Space};
 use crate::fuse::syncer::{Syncer, Waiting};
 use crate::fuse::{FOR_EVER, MountOptions, convert};
 use crate::units::Ino;
@@ -112,7 +112,8 @@ pub struct Adapter {
     nodes: Arc<Nodes>,
     counts: Arc<RequestCounts>,
     syncer: Syncer,
-    space: Space,
+    space: Arc<Space>,
+    _gatherer: Gatherer,
     seeker: Seeker,
     /// Whether the kernel collects writes, and owns the times of regular files.
     writeback: AtomicBool,
@@ -127,9 +128,11 @@ impl Adapter {
     pub fn new(fs: Arc<Fs>, options: &MountOptions, counts: Arc<RequestCounts>) -> Adapter {
         let kernel = Arc::new(OnceLock::new());
         fs.set_patience(FORGET_WAIT);
+        let space = Space::new(&fs, &kernel);
         Adapter {
-            syncer: Syncer::start(&fs, &kernel),
-            space: Space::start(&fs, &kernel),
+            syncer: Syncer::start(&fs, &space, options.threads),
+            _gatherer: Gatherer::start(&space),
+            space,
             seeker: Seeker::start(&fs, &kernel),
             writeback: AtomicBool::new(false),
             kernel,
@@ -316,11 +319,11 @@ impl Filesystem for Adapter {
         self.forget_one(ino, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         count!(self, getattr);
         let ino = or_reply!(self.ino(ino), reply);
-        // Before it is read: what changes from here on is told of.
-        self.fs.take_blocks_changed(ino);
+        // Before it is read: what changes from here on is told of. stat(2) and fstat(2) come without a handle.
+        self.space.asked(ino, fh.is_some());
         let attr = or_reply!(self.fs.getattr(ino), reply);
         reply.attr(&FOR_EVER, &convert::attr(&attr));
     }
@@ -702,7 +705,7 @@ impl Filesystem for Adapter {
         let set = self
             .fs
             .setxattr_by(ino, name.as_bytes(), value, mode, caller(req));
-        space::tell(&self.fs, &self.kernel, ino);
+        self.space.tell(ino);
         Self::empty(set, reply);
     }
 
@@ -729,7 +732,7 @@ impl Filesystem for Adapter {
         count!(self, removexattr);
         let ino = or_reply!(self.writable(ino), reply);
         let removed = self.fs.removexattr(ino, name.as_bytes());
-        space::tell(&self.fs, &self.kernel, ino);
+        self.space.tell(ino);
         Self::empty(removed, reply);
     }
 
