@@ -366,7 +366,7 @@ impl Follower {
                 chain,
                 confirmed,
             } => self.txn_end(seq, Txid(last), chain, Txid(confirmed), &mut out)?,
-            Message::Confirm { txid } => self.confirm(Txid(txid), &mut out)?,
+            Message::Confirm { txid } => self.confirm(Txid(txid)),
             Message::CopyEnd {
                 seq,
                 consistent_at,
@@ -417,7 +417,15 @@ impl Follower {
         Ok(out)
     }
 
-    /// Nothing more has come for now: what has is made durable, shown, and acknowledged.
+    /// The first half of `idle`, for whoever can send what it returns before the second: the master's writers wait for it.
+    pub fn append_whole(&mut self) -> Result<Vec<Output>, MirrorError> {
+        let mut out = Vec::new();
+        let result = self.append(&mut out);
+        self.note_failure(result)?;
+        Ok(out)
+    }
+
+    /// Nothing more has come for now: what has is made durable, acknowledged, and shown.
     pub fn idle(&mut self) -> Result<Vec<Output>, MirrorError> {
         let mut out = Vec::new();
         let result = self.idle_into(&mut out);

@@ -34,6 +34,9 @@ pub type Frame = (Message, Vec<u8>);
 const BULK_BYTES: u64 = 1 << 20;
 /// Bytes under way before the stream waits for acknowledgements.
 const WINDOW_BYTES: u64 = 32 << 20;
+/// A mirror learns within this that what it was sent early is committed: with the next transaction, if one comes, so that it is
+/// woken once for both.
+const CONFIRM_WITHIN: Duration = Duration::from_millis(2);
 /// A merge with more bytes by value than this is not worth its memory: the mirror cracks instead.
 const MERGE_BYTES: u64 = 256 << 20;
 /// Blocks of the volume that one step of a pass looks at, at most.
@@ -143,6 +146,8 @@ pub struct Stream {
     sent: Txid,
     /// What was sent is committed here, and the mirror knows, up to this.
     confirmed: Txid,
+    /// When it was first to be told of more.
+    confirm_since: Option<Duration>,
     /// The furthest that was ever sent.
     furthest: Txid,
     /// Transactions go out while they are being committed.
@@ -189,6 +194,7 @@ impl Stream {
             seq: 0,
             sent: Txid(0),
             confirmed: Txid(0),
+            confirm_since: None,
             furthest: Txid(0),
             early: false,
             now: Duration::ZERO,
@@ -303,11 +309,14 @@ impl Stream {
         if self.slot.state.lock().cracks != self.cracks && !self.cracked() {
             return Ok(Next::Cracked);
         }
-        if let Some(frame) = self.confirm() {
+        let confirm_at = self.confirm_at();
+        if confirm_at.is_some_and(|at| at <= now)
+            && let Some(frame) = self.confirm()
+        {
             return Ok(Next::Frame(frame));
         }
         if self.in_flight_bytes >= WINDOW_BYTES || self.void {
-            return Ok(Next::Nothing { at: None });
+            return Ok(Next::Nothing { at: confirm_at });
         }
         let mut wait = None;
         // A pass and the transactions take turns, so that a copy ends under a writer that never stops.
@@ -330,8 +339,9 @@ impl Stream {
             return Ok(Next::Frame(frame));
         }
         let passing = matches!(self.phase, Phase::Copy { .. } | Phase::Compare { .. });
+        let wait = wait.filter(|_| passing);
         Ok(Next::Nothing {
-            at: wait.filter(|_| passing),
+            at: wait.into_iter().chain(confirm_at).min(),
         })
     }
 
@@ -424,11 +434,26 @@ impl Stream {
 
     // ---- transactions ----
 
+    /// When a mirror has to be told that what it was sent early is committed here by now.
+    fn confirm_at(&mut self) -> Option<Duration> {
+        if self.confirmed >= self.sent || self.journal.last_committed() < self.sent {
+            self.confirm_since = None;
+            return None;
+        }
+        let since = *self.confirm_since.get_or_insert(self.now);
+        let awaited = self.phase != Phase::Sequencing || self.questions.is_verifying();
+        Some(match awaited {
+            true => since,
+            false => since + CONFIRM_WITHIN,
+        })
+    }
+
     /// Tells a mirror that what it was sent early is committed here by now.
     fn confirm(&mut self) -> Option<Frame> {
         if self.confirmed >= self.sent || self.journal.last_committed() < self.sent {
             return None;
         }
+        self.confirm_since = None;
         self.confirmed = self.sent;
         let txid = self.sent.0;
         Some((Message::Confirm { txid }, Vec::new()))

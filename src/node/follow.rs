@@ -5,7 +5,7 @@
 //! is sent after what it acknowledges is durable (the follower's word for it); the mount is withdrawn before the next
 //! frame after the follower says so; what is shown of the master's view is never shown over a dead link.
 
-use super::driver::time_of_day;
+use super::driver::{time_of_day, timers};
 use super::history::{Moment, NewEvent};
 use super::link::{Frame, Link, LinkEnd};
 use super::lost::LostFiles;
@@ -126,7 +126,7 @@ impl Follow {
             broken: None,
         };
         task.unlinked("the master has not called yet");
-        let runtime = node.runtime.clone();
+        let runtime = timers().map_err(|e| Refusal::io("no timers for the mirror", e))?;
         let thread = std::thread::Builder::new()
             .name(format!("from {master}"))
             .spawn(move || {
@@ -286,9 +286,11 @@ impl Task {
                 None => return,
             };
         }
-        match self.follower.idle() {
-            Ok(outputs) => self.put_out(outputs).await,
-            Err(error) => self.failed(&error).await,
+        for step in [Follower::append_whole, Follower::idle] {
+            match step(&mut self.follower) {
+                Ok(outputs) => self.put_out(outputs).await,
+                Err(error) => return self.failed(&error).await,
+            }
         }
         self.show_position();
     }

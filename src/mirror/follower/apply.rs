@@ -229,6 +229,30 @@ impl Follower {
 
     /// Makes the waiting transactions durable in this side's journal, acknowledges them, and shows what is confirmed.
     pub(super) fn commit(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
+        self.append(out)?;
+        let Phase::Following(following) = &self.phase else {
+            return Ok(());
+        };
+        self.show(following.confirmed, out)?;
+        let Phase::Following(following) = &self.phase else {
+            return Ok(());
+        };
+        let images = following
+            .unshown
+            .iter()
+            .map(|txn| txn.images.len())
+            .sum::<usize>();
+        let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
+        if following.unshown.len() > MAX_UNCONFIRMED
+            || images * block_size as usize > TRANSACTION_BYTES
+        {
+            return Err(protocol("too much that the master does not confirm"));
+        }
+        Ok(())
+    }
+
+    /// Makes the waiting transactions durable in this side's journal and acknowledges them.
+    pub(super) fn append(&mut self, out: &mut Vec<Output>) -> Result<(), MirrorError> {
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
         };
@@ -264,21 +288,6 @@ impl Follower {
             },
             Vec::new(),
         ));
-        self.show(confirmed, out)?;
-        let Phase::Following(following) = &mut self.phase else {
-            return Ok(());
-        };
-        let images = following
-            .unshown
-            .iter()
-            .map(|txn| txn.images.len())
-            .sum::<usize>();
-        let block_size = self.volume.as_ref().map_or(0, |volume| volume.block_size());
-        if following.unshown.len() > MAX_UNCONFIRMED
-            || images * block_size as usize > TRANSACTION_BYTES
-        {
-            return Err(protocol("too much that the master does not confirm"));
-        }
         Ok(())
     }
 
@@ -333,15 +342,12 @@ impl Follower {
         Ok(())
     }
 
-    /// The master has committed everything up to `txid`.
-    pub(super) fn confirm(&mut self, txid: Txid, out: &mut Vec<Output>) -> Result<(), MirrorError> {
-        match (&mut self.phase, self.streaming) {
-            (Phase::Following(following), true) => {
-                following.confirmed = following.confirmed.max(txid);
-                self.show(txid, out)
-            }
-            // Of a stream that has turned into a copy.
-            _ => Ok(()),
+    /// The master has committed everything up to `txid`. It is shown once nothing more comes: a transaction that came with
+    /// the word goes first, since somebody waits for its acknowledgement.
+    pub(super) fn confirm(&mut self, txid: Txid) {
+        // Otherwise: of a stream that has turned into a copy.
+        if let (Phase::Following(following), true) = (&mut self.phase, self.streaming) {
+            following.confirmed = following.confirmed.max(txid);
         }
     }
 
