@@ -28,8 +28,10 @@ use tokio::sync::{mpsc, watch};
 
 /// How often time is told to the mirror, and its status published.
 const TICK: Duration = Duration::from_millis(100);
-/// Frames sent before other inputs are looked at again.
+/// Frames taken from the stream before other inputs are looked at again.
 const FRAMES_AT_ONCE: usize = 8;
+/// Bytes of frames that are handed over at once: a small transaction wakes the connection, and the mirror, once.
+const GATHERED: usize = 64 << 10;
 /// An operator's request is answered within this: the thread may be reading a chunk from a slow disk.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -189,7 +191,7 @@ impl Driver {
         };
         // Whoever created the mirror sees it at once.
         task.publish();
-        let runtime = node.runtime.clone();
+        let runtime = timers()?;
         let thread = std::thread::Builder::new()
             .name(format!("to {peer}"))
             .spawn(move || runtime.block_on(task.run(inputs, commits)))?;
@@ -454,9 +456,14 @@ impl Task {
 
     /// Sends what is queued, then the stream's next frames, as far as the link takes them. When to look again.
     fn pump(&mut self) -> Option<Duration> {
+        let mut wake = Some(Duration::ZERO);
+        let mut gathered = GATHERED;
         for _ in 0..FRAMES_AT_ONCE {
-            if !self.send() {
-                return None;
+            if gathered >= GATHERED {
+                if !self.send() {
+                    return None;
+                }
+                gathered = 0;
             }
             self.link.as_ref()?;
             let now = self.now();
@@ -464,12 +471,18 @@ impl Task {
             let acted = !actions.is_empty();
             self.act(actions);
             match next {
-                Some((message, payload)) => self.queue.push_back(frame(message, payload)),
+                Some((message, payload)) => {
+                    gathered += payload.len();
+                    self.queue.push_back(frame(message, payload));
+                }
                 None if acted => {}
-                None => return at,
+                None => {
+                    wake = at;
+                    break;
+                }
             }
         }
-        Some(Duration::ZERO)
+        self.send().then_some(wake).flatten()
     }
 
     /// Sends what is queued. `false`: the link has no room for all of it.
@@ -478,21 +491,22 @@ impl Task {
             self.queue.clear();
             return true;
         };
+        if self.queue.is_empty() {
+            return true;
+        }
         while let Some(next) = self.queue.pop_front() {
-            match link.sender.try_send(next) {
+            match link.sender.queue(next) {
                 Ok(()) => {}
                 Err(NotSent::Full(next)) => {
                     self.queue.push_front(*next);
-                    return false;
+                    break;
                 }
                 // The receiving half tells why.
-                Err(NotSent::Ended) => {
-                    self.queue.clear();
-                    return true;
-                }
+                Err(NotSent::Ended) => self.queue.clear(),
             }
         }
-        true
+        link.sender.wake();
+        self.queue.is_empty()
     }
 
     fn act(&mut self, actions: Vec<Action>) {
@@ -683,6 +697,13 @@ fn frame(header: Message, payload: Vec<u8>) -> Frame {
         header,
         payload,
     }
+}
+
+/// What a thread needs that waits for channels and times, and for no socket: timers of its own, which wake nobody else.
+pub fn timers() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
 }
 
 /// Time of day, ns since 1970.

@@ -171,6 +171,13 @@ impl LinkSender {
 
     /// Queues a frame, or gives it back when the queue is full. Never waits.
     pub fn try_send(&self, frame: Frame) -> Result<(), NotSent> {
+        let queued = self.queue(frame);
+        self.wake();
+        queued
+    }
+
+    /// As `try_send`, for whoever queues more at once and calls `wake` then.
+    pub fn queue(&self, frame: Frame) -> Result<(), NotSent> {
         let Life {
             channels, channel, ..
         } = &*self.life;
@@ -194,6 +201,11 @@ impl LinkSender {
                 Err(NotSent::Ended)
             }
         }
+    }
+
+    /// What is queued may go.
+    pub fn wake(&self) {
+        self.life.channels.work.notify_one();
     }
 
     /// Queues a frame, waiting for room. An error when the link has ended.

@@ -3,6 +3,7 @@
 use super::keys::{Fingerprint, Identity};
 use super::link::{Frame, Limits, Link, LinkEnd, NotSent};
 use super::listen::Listener;
+use super::trunk::{Socket, socket};
 use super::trunks::Trunks;
 use crate::io::file::SystemRandom;
 use crate::wire::control::{Control, WINDOW};
@@ -264,14 +265,14 @@ async fn garbage_and_silence_on_the_port_harm_nobody() {
 }
 
 /// A peer with the right key that writes what it likes, on a connection that is in use; and its victim.
-pub async fn hostile(limits: Limits, decides: bool) -> (TlsStream<TcpStream>, Host) {
+pub async fn hostile(limits: Limits, decides: bool) -> (TlsStream<Socket>, Host) {
     let (a, b) = keys(decides);
     let known = [(a.fingerprint(), "client")];
     let b = Host::new(b, &known, limits).await;
     let connector = super::tls::connector(&a, b.key()).unwrap();
     let stream = TcpStream::connect(&b.address).await.unwrap();
     let mut stream = connector
-        .connect(super::tls::server_name(), stream)
+        .connect(super::tls::server_name(), socket(stream))
         .await
         .unwrap();
     let first = match decides {
@@ -283,11 +284,11 @@ pub async fn hostile(limits: Limits, decides: bool) -> (TlsStream<TcpStream>, Ho
     (stream, b)
 }
 
-pub async fn tell(stream: &mut TlsStream<TcpStream>, control: Control) {
+pub async fn tell(stream: &mut TlsStream<Socket>, control: Control) {
     write(stream, &frame::encode(0, &control, b"").unwrap()).await;
 }
 
-pub async fn write(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) {
+pub async fn write(stream: &mut TlsStream<Socket>, bytes: &[u8]) {
     stream.write_all(bytes).await.unwrap();
     stream.flush().await.unwrap();
 }

@@ -5,6 +5,7 @@
 //! is chosen or closed), and whatever is wrong with a client ends that client's connection only.
 
 use super::keys::Fingerprint;
+use super::trunk::{self, Socket};
 use super::trunks::{self, Trunks};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,9 +70,9 @@ impl Listener {
         &self,
         stream: TcpStream,
         from: SocketAddr,
-    ) -> Option<(Fingerprint, tokio_rustls::server::TlsStream<TcpStream>)> {
+    ) -> Option<(Fingerprint, tokio_rustls::server::TlsStream<Socket>)> {
         trunks::prepare(&stream);
-        let accept = self.acceptor.accept(stream).into_fallible();
+        let accept = self.acceptor.accept(trunk::socket(stream)).into_fallible();
         let deadline = self.trunks.limits().handshake;
         match timeout(deadline, accept).await {
             Ok(Ok(stream)) => {
@@ -100,7 +101,7 @@ impl Listener {
 
 /// Lets the alert reach the client: closing a socket with unread bytes in it would reset the connection, and the
 /// client would see that instead of the reason.
-async fn farewell(mut stream: TcpStream) {
+async fn farewell(mut stream: Socket) {
     let drained = async {
         if stream.shutdown().await.is_err() {
             return;

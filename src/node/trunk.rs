@@ -21,12 +21,21 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsStream;
 use tokio_rustls::rustls;
+
+/// A socket under TLS. TLS asks for 4 KiB at a time; each time the kernel is asked costs more than decrypting them.
+pub type Socket = BufReader<TcpStream>;
+
+/// What is gathered of frames before it is encrypted and given to the kernel, bytes; less only when nothing else waits. Each
+/// piece wakes the peer.
+const GATHERED: usize = 64 << 10;
+/// What the kernel is asked for at once, bytes.
+const RECEIVED: usize = 64 << 10;
 
 /// Takes over a link that a known peer has opened. Must not block.
 pub type Handler = Arc<dyn Fn(Link) + Send + Sync>;
@@ -61,7 +70,7 @@ pub struct Trunk {
 impl Trunk {
     /// Starts the connection's task on the current runtime. `first` is written first.
     pub fn start(
-        stream: TlsStream<TcpStream>,
+        stream: TlsStream<Socket>,
         desk: Desk,
         theirs: Fingerprint,
         boot: u64,
@@ -113,6 +122,11 @@ impl Trunk {
     pub fn drain(&self) {
         self.channels.drain();
     }
+}
+
+/// A new connection's socket, for TLS.
+pub fn socket(stream: TcpStream) -> Socket {
+    BufReader::with_capacity(RECEIVED, stream)
 }
 
 /// Why a connection broke.
@@ -168,7 +182,7 @@ async fn write_frame<H: Header>(
 
 /// Sends one control frame over a connection that is not in use yet.
 pub async fn say(
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut TlsStream<Socket>,
     ours: Fingerprint,
     control: &Control,
 ) -> Result<(), LinkEnd> {
@@ -180,10 +194,7 @@ pub async fn say(
 }
 
 /// Reads one control frame from a connection that is not in use yet.
-pub async fn hear(
-    stream: &mut TlsStream<TcpStream>,
-    ours: Fingerprint,
-) -> Result<Control, LinkEnd> {
+pub async fn hear(stream: &mut TlsStream<Socket>, ours: Fingerprint) -> Result<Control, LinkEnd> {
     let lost = |e: io::Error| lost(&e, ours);
     let mut prefix = [0; PREFIX_LEN];
     if !fill(stream, &mut prefix, || ()).await.map_err(lost)? {
@@ -213,7 +224,7 @@ struct Task {
 }
 
 impl Task {
-    async fn run(&self, stream: TlsStream<TcpStream>) -> LinkEnd {
+    async fn run(&self, stream: TlsStream<Socket>) -> LinkEnd {
         let (reader, writer) = tokio::io::split(stream);
         tokio::select! {
             end = self.read_all(reader) => end,
@@ -300,7 +311,8 @@ impl Task {
         Ok(())
     }
 
-    async fn write_all(&self, mut writer: impl AsyncWrite + Unpin) -> LinkEnd {
+    async fn write_all(&self, writer: impl AsyncWrite + Unpin) -> LinkEnd {
+        let mut writer = BufWriter::with_capacity(GATHERED, writer);
         loop {
             let written = match self.channels.next_job() {
                 Some(Job::Control(control)) => write_frame(&mut writer, &control).await,
@@ -315,8 +327,14 @@ impl Task {
                 }
                 None => match writer.flush().await {
                     Ok(()) if self.channels.is_drained() => {
-                        // Farewell, within bounds.
-                        drop(timeout(self.desk.limits.ping_every, writer.shutdown()).await);
+                        // Farewell, within bounds. What the peer still says is read until it has read all of ours and
+                        // ends: a socket that is closed before answers with a reset, which takes ours with it.
+                        let farewell = async {
+                            if writer.shutdown().await.is_ok() {
+                                std::future::pending::<()>().await;
+                            }
+                        };
+                        drop(timeout(self.desk.limits.ping_every, farewell).await);
                         return LinkEnd::ClosedHere;
                     }
                     Ok(()) => {

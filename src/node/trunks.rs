@@ -13,7 +13,7 @@
 use super::keys::{Fingerprint, Identity};
 use super::link::{Limits, Link, LinkEnd};
 use super::tls;
-use super::trunk::{self, Desk, Handler, Trunk};
+use super::trunk::{self, Desk, Handler, Socket, Trunk};
 use crate::io::Random;
 use crate::io::socket::limit_unsent;
 use crate::wire::control::Control;
@@ -202,7 +202,9 @@ impl Trunks {
             detail: e.to_string(),
         })?;
         prepare(&stream);
-        let stream = connector.connect(tls::server_name(), stream).await;
+        let stream = connector
+            .connect(tls::server_name(), trunk::socket(stream))
+            .await;
         let stream = stream.map_err(|e| match trunk::tls_error(&e) {
             Some(rustls::Error::InvalidCertificate(_)) => LinkEnd::WrongKey {
                 address: call.address.clone(),
@@ -215,7 +217,7 @@ impl Trunks {
     }
 
     /// Takes a connection that a known peer has made. Its place among the handshakes is kept meanwhile.
-    pub async fn accepted(&self, stream: TlsStream<TcpStream>, theirs: Fingerprint) {
+    pub async fn accepted(&self, stream: TlsStream<Socket>, theirs: Fingerprint) {
         let chosen = timeout(
             self.desk.limits.handshake,
             self.choose(stream, theirs, None),
@@ -230,7 +232,7 @@ impl Trunks {
     /// Decides whether a connection is used, or hears it from the peer, who decides. `call`: how this side made it.
     async fn choose(
         &self,
-        mut stream: TlsStream<TcpStream>,
+        mut stream: TlsStream<Socket>,
         theirs: Fingerprint,
         call: Option<&Call>,
     ) -> Result<Choice, LinkEnd> {

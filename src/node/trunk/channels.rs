@@ -329,7 +329,7 @@ impl Channels {
         }
     }
 
-    /// Puts a frame in. `false`: the channel has ended.
+    /// Puts a frame in, and wakes nobody. `false`: the channel has ended.
     pub fn put(&self, channel: u32, frame: Encoded) -> bool {
         let mut state = self.state.lock();
         let Some(entry) = state.table.get_mut(&channel) else {
@@ -339,8 +339,6 @@ impl Channels {
         entry.out.push_back(frame);
         if entry.can_send() {
             state.fair.wake(channel);
-            drop(state);
-            self.work.notify_one();
         }
         true
     }
