@@ -320,6 +320,30 @@ fn the_space_that_an_open_file_takes_is_what_the_kernel_says() {
         file.metadata().expect("known");
     }
     assert_eq!(asked(&rig), before, "attributes are cached");
-    drop(file);
+    // A program that appends and syncs, and looks: it sees each block.
+    let appended = File::create_new(rig.path("appended")).expect("created");
+    let append = |n: u64| {
+        appended
+            .write_all_at(&[1; 4096], n * 4096)
+            .expect("written");
+        appended.sync_all().expect("synced");
+    };
+    for n in 0..20 {
+        append(n);
+        let known = appended.metadata().expect("known").blocks();
+        assert_eq!(known, (n + 1) * 8);
+    }
+    // One that does not look costs nothing but its own requests, and whoever looks later sees what is there.
+    let before = asked(&rig);
+    for n in 20..220 {
+        append(n);
+    }
+    let requests = asked(&rig) - before;
+    assert!(requests < 50, "{requests} for 200 appends");
+    let known = wait_until(Duration::from_secs(10), || {
+        appended.metadata().expect("known").blocks() == 220 * 8
+    });
+    assert!(known, "it takes 220 blocks");
+    drop((file, appended));
     rig.finish();
 }

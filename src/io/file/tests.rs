@@ -70,7 +70,11 @@ fn preallocation_keeps_contents_and_size() {
     let disk = create(&path, 1 << 20);
     disk.write_at(b"kept", 100).unwrap();
     match disk.preallocate(0, 1 << 20) {
-        Ok(()) => assert!(std::fs::metadata(&path).unwrap().blocks() >= (1 << 20) / 512),
+        Ok(()) => {
+            assert!(std::fs::metadata(&path).unwrap().blocks() >= (1 << 20) / 512);
+            // Written, too: nothing is left for the first write to make of it.
+            assert!((0..256).all(|n| !disk.is_hole(n << 12, 1 << 12)));
+        }
         Err(e) => assert_eq!(e.kind(), io::ErrorKind::Unsupported),
     }
     let mut buf = [0; 4];
