@@ -417,6 +417,15 @@ impl Follower {
         Ok(out)
     }
 
+    /// Whether nobody waits for what has come: their writers went on when the master had committed it.
+    pub fn may_wait(&self) -> bool {
+        let Phase::Following(following) = &self.phase else {
+            return false;
+        };
+        let last = following.pending.last();
+        last.is_some_and(|txn| txn.txid <= following.confirmed)
+    }
+
     /// The first half of `idle`, for whoever can send what it returns before the second: the master's writers wait for it.
     pub fn append_whole(&mut self) -> Result<Vec<Output>, MirrorError> {
         let mut out = Vec::new();

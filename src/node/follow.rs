@@ -30,9 +30,12 @@ use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// How often the facts learn how far the copy is.
 const TICK: Duration = Duration::from_secs(1);
+/// Transactions for which nobody waits are gathered for so long before they are made durable: each time costs two flushes.
+const GATHER: Duration = Duration::from_millis(2);
 /// Commits whose time is remembered for `consistent_as_of`.
 const COMMITS: usize = 256;
 
@@ -121,6 +124,7 @@ impl Follow {
             follower,
             timer: None,
             call: None,
+            settle_at: None,
             shown: MirrorStatus::default(),
             commits: VecDeque::new(),
             broken: None,
@@ -182,6 +186,8 @@ struct Task {
     /// Brings the open copy's log home.
     timer: Option<Timer>,
     call: Option<Call>,
+    /// When what has come is made durable at the latest.
+    settle_at: Option<Instant>,
     /// What the master said last.
     shown: MirrorStatus,
     /// Transactions of the master and when they were committed there, oldest first.
@@ -193,6 +199,14 @@ struct Task {
 async fn receive(call: &mut Option<Call>) -> Result<Frame, LinkEnd> {
     match call {
         Some(call) => call.link.receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves at that time; never, if there is none.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }
@@ -229,6 +243,7 @@ impl Task {
                     Ok(frame) => self.frames(frame).await,
                     Err(end) => self.hung_up(&end.to_string()).await,
                 },
+                () = due(self.settle_at) => self.settle().await,
                 _ = tick.tick() => {
                     if let Err(error) = self.follower.tick() {
                         self.failed(&error).await;
@@ -272,7 +287,7 @@ impl Task {
         self.frames(hello).await;
     }
 
-    /// Handles a frame and every further one that has come meanwhile; then what is whole is made durable.
+    /// Handles a frame and every further one that has come meanwhile; then what is whole is made durable, now or soon.
     async fn frames(&mut self, first: Frame) {
         let mut next = Some(first);
         while let Some(frame) = next {
@@ -286,6 +301,16 @@ impl Task {
                 None => return,
             };
         }
+        let now = Instant::now();
+        match self.follower.may_wait() {
+            true if *self.settle_at.get_or_insert(now + GATHER) > now => {}
+            _ => self.settle().await,
+        }
+    }
+
+    /// What is whole is made durable, acknowledged, and shown.
+    async fn settle(&mut self) {
+        self.settle_at = None;
         for step in [Follower::append_whole, Follower::idle] {
             match step(&mut self.follower) {
                 Ok(outputs) => self.put_out(outputs).await,
@@ -314,6 +339,7 @@ impl Task {
         }
         tracing::info!(volume = self.host.name(), master = self.master, "{why}");
         self.unlinked(why);
+        self.settle_at = None;
         // How old the copy is, while it is known: the follower records it.
         self.show_position();
         match self.follower.disconnected() {
