@@ -7,6 +7,7 @@
 //! carried the block, and not at all if the mirror cracked in between.
 
 mod bulk;
+mod confirm;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,9 +35,6 @@ pub type Frame = (Message, Vec<u8>);
 const BULK_BYTES: u64 = 1 << 20;
 /// Bytes under way before the stream waits for acknowledgements.
 const WINDOW_BYTES: u64 = 32 << 20;
-/// A mirror learns within this that what it was sent early is committed: with the next transaction, if one comes, so that it is
-/// woken once for both.
-const CONFIRM_WITHIN: Duration = Duration::from_millis(2);
 /// A merge with more bytes by value than this is not worth its memory: the mirror cracks instead.
 const MERGE_BYTES: u64 = 256 << 20;
 /// Blocks of the volume that one step of a pass looks at, at most.
@@ -433,31 +431,6 @@ impl Stream {
     }
 
     // ---- transactions ----
-
-    /// When a mirror has to be told that what it was sent early is committed here by now.
-    fn confirm_at(&mut self) -> Option<Duration> {
-        if self.confirmed >= self.sent || self.journal.last_committed() < self.sent {
-            self.confirm_since = None;
-            return None;
-        }
-        let since = *self.confirm_since.get_or_insert(self.now);
-        let awaited = self.phase != Phase::Sequencing || self.questions.is_verifying();
-        Some(match awaited {
-            true => since,
-            false => since + CONFIRM_WITHIN,
-        })
-    }
-
-    /// Tells a mirror that what it was sent early is committed here by now.
-    fn confirm(&mut self) -> Option<Frame> {
-        if self.confirmed >= self.sent || self.journal.last_committed() < self.sent {
-            return None;
-        }
-        self.confirm_since = None;
-        self.confirmed = self.sent;
-        let txid = self.sent.0;
-        Some((Message::Confirm { txid }, Vec::new()))
-    }
 
     fn transaction(&mut self) -> Result<Option<Frame>, MirrorError> {
         if self.sending.is_none() && !self.load_next()? {
