@@ -185,10 +185,12 @@ impl DirtyMap {
         self.bits_set
     }
 
-    /// Starts or widens the coverage. Counts after the next `flush`, which writes all bits first.
+    /// Starts the coverage, or widens it, if it reaches to `from`: of what lies between, the map knows nothing. Counts after
+    /// the next `flush`, which writes all bits first.
     pub fn cover(&mut self, generation: Generation, from: Txid, through: Txid) {
         let from_txid = self
             .coverage
+            .filter(|covered| covered.through_txid >= from)
             .map_or(from, |covered| covered.from_txid.min(from));
         self.coverage = Some(Coverage {
             generation,

@@ -309,6 +309,49 @@ fn a_lost_map_is_known_to_be_lost_until_the_copy_was_compared() {
     }
 }
 
+/// A crack that is in the map, more that could not be, and, once power had failed, others that are again. Where all are, over
+/// orderly restarts, the map is enough.
+#[test]
+fn a_map_with_a_gap_in_it_is_not_believed_though_it_reaches_to_the_end() {
+    for fails in [false, true] {
+        let mut world = World::new(26, 8 << 20);
+        let ino = world.file("f", &vec![1; 4 * MIB]);
+        world.create_mirror();
+        world.settle();
+        world.cut_link();
+        let crack = |world: &World, at: u64| {
+            world.fs().write(ino, at << 20, &vec![2; MIB / 4]).unwrap();
+            world.fs().sync().unwrap();
+            world.crack();
+        };
+        crack(&world, 0);
+        let map = world.maps.of("b");
+        if fails {
+            map.inject(Fault::WritesAfter(0));
+        }
+        // Round the log: the facts know how far the mirror's place is.
+        (0..40).for_each(|n| crack(&world, 1 + n.min(1)));
+        for _ in 0..2 {
+            match fails {
+                true => {
+                    world.crash_master();
+                    map.heal();
+                    world.start_master();
+                }
+                false => world.restart_master(),
+            }
+            crack(&world, 3);
+        }
+        world.cut = false;
+        world.settle();
+        world.assert_equal();
+        let rule = if fails { "rule 5" } else { "rule 6" };
+        let by =
+            |(_, to, why): &(State, State, String)| *to == State::OutOfSync && why.contains(rule);
+        assert!(world.trace.iter().any(by), "{:#?}", world.trace);
+    }
+}
+
 #[test]
 fn a_mirror_made_again_over_a_half_repaired_copy_gets_what_only_the_old_map_knew() {
     let mut world = half_made(cracked(281));

@@ -56,6 +56,11 @@ impl Maps {
         }
     }
 
+    /// Where the map of `peer` is.
+    pub fn of(&self, peer: &str) -> Arc<SimDisk> {
+        Arc::clone(&self.disks.lock()[peer])
+    }
+
     fn crash(&self, random: &SimRandom) {
         for disk in self.disks.lock().values() {
             disk.crash(Survivors::Random(random));
