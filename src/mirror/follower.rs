@@ -27,7 +27,7 @@ use crate::mirror::lost::LostStore;
 use crate::mirror::open::MapStore;
 use crate::mirror::ranges::RangeSet;
 use crate::mirror::staging::StagingStore;
-use crate::mirror::{committed, packing};
+use crate::mirror::{committed, guard, packing};
 use crate::units::{BlockNo, BlockRange, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{Copy, FactStore, Facts, Role};
@@ -211,10 +211,23 @@ impl Follower {
             tracing::warn!(volume = %follower.name, %error, "the staging log is left behind");
         }
         let mut outputs = Vec::new();
-        if follower.volume.is_some() && follower.is_consistent() {
-            follower.follow(&mut outputs)?;
+        match follower.volume.is_some() && follower.is_consistent() {
+            true => follower.follow(&mut outputs)?,
+            false => follower.guard_again(),
         }
         Ok((follower, outputs))
+    }
+
+    /// A copy that is no state of its master has the guard, but where power went before it was raised, or a promotion by force
+    /// that lowered it came to nothing.
+    fn guard_again(&self) {
+        let facts = self.facts.lock();
+        let unfinished = facts.copy != Copy::Blank && facts.switching.is_none();
+        if let Some(volume) = self.volume.as_ref().filter(|_| unfinished)
+            && let Err(error) = guard::raise_if_lowered(volume)
+        {
+            tracing::warn!(volume = %self.name, %error, "the unfinished copy can not be guarded");
+        }
     }
 
     /// The volume's name.

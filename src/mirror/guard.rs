@@ -54,6 +54,16 @@ pub fn raise(volume: &Volume) -> Result<(), MirrorError> {
     change(volume, LOCKSTEP_INCOMPAT_GUARD, 0)
 }
 
+/// Sets the guard if it is not set.
+pub fn raise_if_lowered(volume: &Volume) -> Result<(), MirrorError> {
+    let mut raw = [0; 1024];
+    volume.read_bytes(OFFSET, &mut raw)?;
+    match Superblock::decode(&raw) {
+        Ok(superblock) if !superblock.has_guard() => raise(volume),
+        _ => Ok(()),
+    }
+}
+
 /// Clears the guard: the copy is complete and consistent.
 pub fn lower(volume: &Volume) -> Result<(), MirrorError> {
     change(volume, 0, LOCKSTEP_INCOMPAT_GUARD | RECOVER)

@@ -166,6 +166,10 @@ pub fn open_master(
     facts.applied = last;
     facts.chain = chain;
     facts.head = None;
+    if changed.is_some() {
+        // No earlier state's name says what this one contains: not to a copy either that is made a mirror again later.
+        facts.logged_since = first;
+    }
     note_lost_maps(&mut facts, &*options.maps, volume.blocks_count())?;
     // The engine is about to count this mount in the superblock. Cut before it has, or after, nobody else wrote.
     let mounted_at = options.clock.now().secs;
@@ -235,6 +239,10 @@ pub fn open_master(
                 tracing::error!(%error, "making room for writers");
             }
         }));
+    }
+    let unnamed = facts.lock().logged_since > opened_at;
+    if unnamed {
+        fs.commit_anew()?;
     }
     {
         let mut facts = facts.lock();

@@ -20,7 +20,9 @@ pub use handover::{
 pub use opening::{
     Listed, Opening, after_hand_over, is_asked_for, may_follow, opening, others, relisted, standing,
 };
-pub use promote::{Heir, Standing as CopyStanding, doubts, is_whole, master_facts, stay_master};
+pub use promote::{
+    Heir, Standing as CopyStanding, before_repair, doubts, is_whole, master_facts, stay_master,
+};
 pub use refused::{Doubt, Refused, Split, how_to_add};
 pub use step_back::{OWN_MAP, StepBack, Stepped, own_dirty};
 

@@ -68,8 +68,8 @@ pub struct Facts {
     /// The lowest transaction confirmed by every mirror, as the master last said; the log is kept from here on.
     #[serde(with = "json::number", default)]
     pub floor: Txid,
-    /// On a master: while there was no mirror, data was overwritten at home, so copies of an earlier state than this one lack
-    /// more than the log and the maps say, though they bear its name.
+    /// On a master: while there was no mirror, data was overwritten at home, or something else wrote to the volume, so copies of
+    /// an earlier state than this one lack more than the log and the maps say, though they bear its name.
     #[serde(with = "json::number", default)]
     pub logged_since: Txid,
     /// A staged resync is whole, and is being brought home: the copy is neither the old state nor the new one.

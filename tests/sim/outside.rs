@@ -8,12 +8,14 @@ use std::sync::atomic::Ordering;
 use lockstepfs::ext4::Superblock;
 use lockstepfs::io::Disk;
 use lockstepfs::io::sim::{Fault, SimDisk};
+use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::OpenMaster;
-use lockstepfs::mirror::roles::{StepBack, Stepped};
+use lockstepfs::mirror::policy::{Resync, Wishes};
+use lockstepfs::mirror::roles::{StepBack, Stepped, before_repair, is_whole, master_facts};
 use lockstepfs::mirror::stamps;
-use lockstepfs::units::{Generation, Txid};
+use lockstepfs::units::{BlockNo, Generation, Txid};
 use lockstepfs::volume::Volume;
-use lockstepfs::volume::facts::{FactStore, Facts, Lineage, MemoryFacts, Role};
+use lockstepfs::volume::facts::{Copy, FactStore, Facts, Lineage, MemoryFacts, Role};
 use states::State;
 
 use crate::testkit::{FEATURE_SETS, mke2fs};
@@ -223,4 +225,113 @@ fn an_old_master_that_is_cut_while_it_steps_back_needs_no_operator() {
         });
     }
     assert!(gave_up.values().all(|times| *times > 2), "{gave_up:?}");
+}
+
+/// What the kernel writes into a file's blocks, and into the superblock, of a volume that is closed.
+fn written_by_the_kernel(disk: &SimDisk, needle: &[u8]) {
+    let mut block = vec![0; BLOCK as usize];
+    for at in (0..disk.len()).step_by(block.len()) {
+        disk.read_at(&mut block, at).unwrap();
+        if block.starts_with(needle) {
+            block.fill(0x77);
+            disk.write_at(&block, at).unwrap();
+        }
+    }
+    mounted_by_the_kernel(disk);
+}
+
+#[test]
+fn a_former_mirror_made_again_after_a_change_from_outside_gets_it_though_others_kept_the_log() {
+    let mut world = behind(415);
+    world.cut = false;
+    world.settle();
+    // Another mirror, of which nothing is heard.
+    let master = world.master.clone().unwrap();
+    master.add_mirror("c", None).unwrap();
+    world.cut_link();
+    world.request(Request::Delete);
+    let slot = Arc::clone(world.mirror.take().unwrap().slot());
+    master.remove_mirror(&slot).unwrap();
+    drop((master, slot));
+    leave(&mut world, true);
+    written_by_the_kernel(&world.master_disk, &[8; 64]);
+    world.start_master();
+    world.mirror = None;
+    world.cut = false;
+    world.create_mirror();
+    world.settle();
+    world.assert_equal();
+}
+
+/// A repair that is under way on the mirror, or a first copy.
+fn half_made(seed: u64, first: bool) -> World {
+    let mut world = World::new(seed, 8 << 20);
+    world.file("first", &vec![7; 3 << 20]);
+    world.create_mirror();
+    world.mirror.as_mut().unwrap().set_wishes(Wishes {
+        resync: Some(Resync::Direct),
+        ..Wishes::default()
+    });
+    if !first {
+        world.settle();
+        world.cut_link();
+        world.file("second", &vec![8; 3 << 20]);
+        world.crack();
+        world.cut = false;
+    }
+    let far = |world: &World| {
+        let facts = world.follower.as_ref().unwrap().facts();
+        match facts.copy {
+            Copy::Blank => false,
+            Copy::Partial { cursor, .. } => cursor > BlockNo(600),
+            Copy::Complete => !is_whole(&facts),
+        }
+    };
+    while !far(&world) {
+        world.step();
+    }
+    world.cut_link();
+    world
+}
+
+#[test]
+fn a_promotion_by_force_that_comes_to_nothing_leaves_a_copy_that_is_guarded_and_trusted_in_nothing()
+{
+    for first in [true, false] {
+        let mut world = half_made(416 + u64::from(first), first);
+        world.follower.take().unwrap().close().unwrap();
+        let mut facts = world.mirror_facts.load().unwrap();
+        let disk = Arc::clone(&world.mirror_parts.disk);
+        let volume = Volume::new(vec![Arc::clone(&disk) as Arc<dyn Disk>], BLOCK).unwrap();
+        before_repair(&volume, &mut facts, &*world.mirror_facts).unwrap();
+        // As e2fsck does, in blocks that are counted as copied, or not as different.
+        let block = vec![0x66; BLOCK as usize];
+        for at in [40, 300, 500] {
+            disk.write_at(&block, at * u64::from(BLOCK)).unwrap();
+        }
+        disk.flush().unwrap();
+        world.crash_mirror();
+        world.start_mirror();
+        let mut raw = vec![0; 1024];
+        disk.read_at(&mut raw, 1024).unwrap();
+        assert!(Superblock::decode(&raw).unwrap().has_guard());
+        world.cut = false;
+        world.settle();
+        world.assert_equal();
+        world.check_parts(false);
+    }
+}
+
+#[test]
+fn every_other_copy_is_compared_with_one_that_was_promoted_by_force() {
+    let mut world = half_made(418, false);
+    world.follower.take().unwrap().close().unwrap();
+    let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
+    let volume = Arc::new(Volume::new(vec![disk], BLOCK).unwrap());
+    let mut facts = world.mirror_facts.load().unwrap();
+    // However the copy came to be so, and whatever is recorded beside it.
+    facts.set_stamps(Some(stamps::read(&volume).unwrap()));
+    let peers = BTreeMap::from([("a".to_string(), None)]);
+    let next = master_facts(&volume, &facts, &*world.mirror_maps, &peers).unwrap();
+    assert!(stamps::outside(&next, &volume).unwrap().is_some());
 }

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::{Doubt, Refused};
-use crate::mirror::MirrorError;
 use crate::mirror::dirty::DirtyMap;
 use crate::mirror::floor;
 use crate::mirror::open::{MapStore, open_map};
 use crate::mirror::ranges::RangeSet;
+use crate::mirror::{MirrorError, guard};
 use crate::units::{Generation, Txid};
 use crate::volume::Volume;
-use crate::volume::facts::{Copy, Facts, PeerFacts, PeerRecord, Role};
+use crate::volume::facts::{Copy, FactStore, Facts, PeerFacts, PeerRecord, Role};
 
 /// How a copy stands that is to be the master's, as far as its facts do not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,10 +144,23 @@ pub fn master_facts(
             },
         );
     }
-    // A copy that something else wrote to is no base for anybody's differences; it is this volume's content from now on.
-    for known in next.peers.values_mut() {
-        known.record.changed_outside |= facts.tainted;
+    // A copy that something else wrote to, or that is no state of any master, is no base for anybody's differences, whatever it
+    // is named; it is this volume's content from now on.
+    if facts.tainted || !is_whole(facts) {
+        next.set_stamps(None);
     }
     next.tainted = false;
     Ok(next)
+}
+
+/// A copy that is not whole is about to be made a file system by e2fsck, which needs the guard down. Durably, before that: should
+/// it not be promoted after all, nobody knows any more where it differs.
+pub fn before_repair(
+    volume: &Volume,
+    facts: &mut Facts,
+    store: &dyn FactStore,
+) -> Result<(), MirrorError> {
+    facts.tainted = true;
+    store.save(facts)?;
+    guard::lower_if_raised(volume)
 }

@@ -5,7 +5,6 @@
 
 use super::{others, question, understood};
 use crate::mirror::MirrorError;
-use crate::mirror::guard;
 use crate::mirror::roles::{
     self as rules, Answer, CopyStanding, Heir, Refused, StepBack, Stepped, how_to_add, master_facts,
 };
@@ -22,7 +21,7 @@ use crate::node::stores::MapFiles;
 use crate::node::volumes::{chain, unlinked};
 use crate::node::{mirrors, tools};
 use crate::units::Txid;
-use crate::volume::facts::{FactFile, FactStore, Lineage};
+use crate::volume::facts::{FactFile, FactStore, Facts, Lineage};
 use crate::volume::parts::Description;
 use crate::wire::message::Standing;
 use states::State;
@@ -283,12 +282,12 @@ pub fn open_promoted(
     let name = host.name();
     let dir = node.state.volume(name);
     let store = FactFile::new(dir.join("facts"));
-    let facts = store.load().map_err(|e| failed(&e.into()))?;
+    let mut facts = store.load().map_err(|e| failed(&e.into()))?;
     if facts.switching.is_some() {
         return Err(super::refuse(node, name, &Refused::Switching));
     }
     if !rules::is_whole(&facts) {
-        repair(node, host, old, force)?;
+        repair(node, host, old, (&mut facts, &store), force)?;
     }
     let volume = open_volume_of(host, old)?;
     let peers = peers.unwrap_or_else(|| {
@@ -318,7 +317,13 @@ pub fn open_promoted(
 }
 
 /// Makes a file system of what an inconsistent copy holds.
-fn repair(node: &Node, host: &Host, old: &catalogue::Volume, force: bool) -> Result<(), Refusal> {
+fn repair(
+    node: &Node,
+    host: &Host,
+    old: &catalogue::Volume,
+    (facts, store): (&mut Facts, &FactFile),
+    force: bool,
+) -> Result<(), Refusal> {
     if !force {
         return Err(Refusal::new(
             Code::NotAllowed,
@@ -328,7 +333,7 @@ fn repair(node: &Node, host: &Host, old: &catalogue::Volume, force: bool) -> Res
     }
     {
         let volume = open_volume_of(host, old)?;
-        guard::lower_if_raised(&volume).map_err(|e| failed(&e))?;
+        rules::before_repair(&volume, facts, store).map_err(|e| failed(&e))?;
     }
     let paths: Vec<_> = old.parts.iter().map(|p| p.path.clone()).collect();
     tools::repair(&paths, node.state.path())
