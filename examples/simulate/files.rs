@@ -37,7 +37,7 @@ fn bytes_of(random: &SimRandom, len: u64) -> Vec<u8> {
         .collect()
 }
 
-fn parent(fs: &Fs, path: &str) -> Result<(Ino, Vec<u8>), FsError> {
+pub fn parent(fs: &Fs, path: &str) -> Result<(Ino, Vec<u8>), FsError> {
     match path.split_once('/') {
         Some((dir, name)) => Ok((
             fs.lookup(ROOT, dir.as_bytes())?.ino,
@@ -54,14 +54,23 @@ fn find(fs: &Fs, path: &str) -> Result<Ino, FsError> {
 
 /// Makes the directories.
 pub fn prepare(fs: &Fs) -> Result<(), FsError> {
-    for n in 0..DIRS {
-        let new = New {
-            mode: 0o040755,
-            ..New::default()
-        };
-        fs.create(ROOT, format!("d{n}").as_bytes(), &new)?;
+    for dir in all_dirs() {
+        make_dir(fs, &dir)?;
     }
     fs.sync().map(drop)
+}
+
+pub fn make_dir(fs: &Fs, name: &str) -> Result<(), FsError> {
+    let new = New {
+        mode: 0o040755,
+        ..New::default()
+    };
+    fs.create(ROOT, name.as_bytes(), &new).map(drop)
+}
+
+/// The directories.
+pub fn all_dirs() -> Vec<String> {
+    (0..DIRS).map(|n| format!("d{n}")).collect()
 }
 
 fn some_path(random: &SimRandom) -> String {

@@ -228,22 +228,25 @@ impl Golden {
         known.map(|(_, snapshot)| snapshot)
     }
 
-    /// The blocks that transactions after `from`, up to `to`, changed and did not free, and their digests then.
-    pub fn changed_between(&self, from: Txid, to: Txid) -> BTreeMap<BlockNo, u64> {
+    /// The blocks that transactions after `from`, up to `to`, changed and did not free, and their digests then; and whether it is
+    /// known of each of them what it freed.
+    pub fn changed_between(&self, from: Txid, to: Txid) -> (BTreeMap<BlockNo, u64>, bool) {
         let range = (
             std::ops::Bound::Excluded(from),
             std::ops::Bound::Included(to),
         );
         let mut changed = BTreeSet::new();
+        let mut exact = true;
         for (txid, blocks) in self.by_txid.range(range) {
             changed.extend(blocks);
+            exact &= self.freed.contains_key(txid);
             let freed = self.freed.get(txid).into_iter().flatten();
             for block in freed.flat_map(|range| range.blocks()) {
                 changed.remove(&block);
             }
         }
         let known = |block| Some((block, self.at(block, to)?));
-        changed.into_iter().filter_map(known).collect()
+        (changed.into_iter().filter_map(known).collect(), exact)
     }
 
     /// A master was opened again. A transaction that it was committing when the power went may be there or not;
@@ -286,6 +289,10 @@ impl Golden {
                 .load_transaction(*txid)
                 .unwrap_or_else(|error| panic!("transaction {txid} can not be read back: {error}"));
             opening.extend(touched(&txn).flat_map(|range| range.blocks()));
+            self.freed.insert(*txid, txn.freed);
+        }
+        if unknown && let Ok(txn) = journal.load_transaction(fork) {
+            self.freed.insert(fork, txn.freed);
         }
         let mut wrong = Vec::new();
         let mut learnt = Vec::new();

@@ -4,6 +4,7 @@
 //! pages.
 
 use std::collections::HashMap;
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use lockstepfs::io::Disk;
 use lockstepfs::io::sim::SimDisk;
+
+use lockstepfs::volume::mkfs::default_buffer_bytes;
 
 use super::script::VolumeShape;
 
@@ -101,36 +104,76 @@ fn make(shape: &VolumeShape) -> Vec<SimDisk> {
     parts
 }
 
-/// What e2fsck has against parts as a power cut left them, once it has replayed their journal; none if nothing.
-pub fn complaints(parts: &[SimDisk]) -> Option<String> {
-    use std::io::{Seek, Write};
+/// Parts behind one another, in a file that goes away.
+fn joined(parts: &[&dyn Disk]) -> io::Result<Scratch> {
     let whole = Scratch::new();
-    let mut file = std::fs::File::create(whole.path()).expect("a temporary file can be made");
+    let mut file = std::fs::File::create(whole.path())?;
     for part in parts {
         let mut bytes = vec![0; 1 << 20];
         let mut at = 0;
         while at < part.len() {
             let n = bytes.len().min((part.len() - at) as usize);
             match part.is_hole(at, n as u64) {
-                true => {
-                    file.seek_relative(n as i64).expect("sparse");
-                }
+                true => file.seek_relative(n as i64)?,
                 false => {
-                    part.read_at(&mut bytes[..n], at).expect("no faults");
-                    file.write_all(&bytes[..n]).expect("room for an image");
+                    part.read_at(&mut bytes[..n], at)?;
+                    file.write_all(&bytes[..n])?;
                 }
             }
             at += n as u64;
         }
     }
     let bytes = parts.iter().map(|part| part.len()).sum();
-    file.set_len(bytes).expect("sparse");
-    drop(file);
+    file.set_len(bytes)?;
+    Ok(whole)
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// What e2fsck has against parts as a power cut left them, once it has replayed their journal; none if nothing.
+pub fn complaints(parts: &[SimDisk]) -> Option<String> {
+    let parts: Vec<&dyn Disk> = parts.iter().map(|part| part as &dyn Disk).collect();
+    let whole = joined(&parts).expect("room for an image");
     let replay = run("e2fsck", &["-fy", "-E", "journal_only"], whole.path());
     let check = run("e2fsck", &["-fn"], whole.path());
-    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
     match check.status.success() && replay.status.code().is_some_and(|code| code < 4) {
         true => None,
         false => Some(text(&replay) + &text(&check)),
     }
+}
+
+/// Has e2fsck repair parts, as the daemon does; what it says if it can not.
+pub fn mend(parts: &[Arc<dyn Disk>], block_size: u32) -> io::Result<Option<String>> {
+    let all: Vec<&dyn Disk> = parts.iter().map(|part| &**part).collect();
+    let whole = joined(&all)?;
+    let out = run("e2fsck", &["-f", "-y"], whole.path());
+    let has_journal = text(&run("dumpe2fs", &["-h"], whole.path())).contains("has_journal");
+    if !has_journal {
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        let mib = default_buffer_bytes(bytes, block_size).div_ceil(1 << 20);
+        run("tune2fs", &["-J", &format!("size={mib}")], whole.path());
+    }
+    let again = run("e2fsck", &["-f", "-n"], whole.path());
+    let mut file = std::fs::File::open(whole.path())?;
+    for part in parts {
+        let (mut new, mut old) = (vec![0; 4096], vec![0; 4096]);
+        for at in (0..part.len()).step_by(new.len()) {
+            file.read_exact(&mut new)?;
+            part.read_at(&mut old, at)?;
+            if new != old {
+                part.write_at(&new, at)?;
+            }
+        }
+        part.flush()?;
+    }
+    Ok(match out.status.code() {
+        Some(0..=3) => {
+            let more = text(&again);
+            assert!(again.status.success(), "e2fsck leaves damage: {more}");
+            None
+        }
+        _ => Some(text(&out)),
+    })
 }

@@ -9,6 +9,7 @@ mod device;
 mod dispute;
 mod drive;
 mod files;
+mod force;
 mod golden;
 mod image;
 mod lines;

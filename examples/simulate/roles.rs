@@ -15,6 +15,7 @@ use lockstepfs::volume::facts::{Copy, FactStore, Facts, Lineage, Member, Role};
 use lockstepfs::wire::message::{Member as WireMember, Message, Standing};
 use states::{Cause, State};
 
+use super::force::is_doubtful;
 use super::net::{ConnId, End, Heard};
 use super::node::{Asking, Host, MasterHost, MirrorHost};
 use super::world::World;
@@ -551,9 +552,10 @@ impl World {
             linked: answer.is_some_and(|answer| roles::may_follow(answer).is_ok()),
             bytes_to_go: 0,
         };
-        if roles::doubts(&master, &facts, stands, force).is_err() {
+        let Ok(doubts) = roles::doubts(&master, &facts, stands, force) else {
             return false;
-        }
+        };
+        self.told_the_loss(n, v, &facts, &doubts);
         match self.take_host(n, v) {
             Some(Host::Mirror(host)) => self.leave(n, v, *host),
             Some(other) => {
@@ -566,12 +568,24 @@ impl World {
             return true;
         }
         let home = &self.nodes[n].homes[&v];
-        let facts = home.facts.stored().expect("it was there before");
-        if facts.switching.is_some() || !roles::is_whole(&facts) {
-            // Half a copy, which e2fsck would have to repair: cluster tests do that.
+        let mut facts = home.facts.stored().expect("it was there before");
+        if facts.switching.is_some() || (is_doubtful(&facts) && !force) {
+            // Refused; or it is not what it was when it was asked about.
             self.open_host(n, v);
             return false;
         }
+        let forced = is_doubtful(&facts);
+        if forced {
+            self.volumes[v].forced.insert(n);
+        }
+        if !roles::is_whole(&facts) && !self.repair(n, v, &mut facts) {
+            // As it was before.
+            if self.nodes[n].power.is_on() {
+                self.open_host(n, v);
+            }
+            return true;
+        }
+        let home = &self.nodes[n].homes[&v];
         let mut peers: BTreeMap<String, _> = BTreeMap::new();
         for peer in self.known(n, &facts) {
             peers.insert(self.nodes[peer].name.clone(), None);
@@ -588,6 +602,9 @@ impl World {
             Ok(host) => {
                 if let Host::Master(host) = &host {
                     self.promoted(n, v, host.open.shared.fork);
+                }
+                if forced {
+                    self.knows_nobody(v, n);
                 }
                 self.put_host(n, v, host);
                 self.list(n, v, Listed::Master);

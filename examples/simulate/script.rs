@@ -63,6 +63,7 @@ kinds! {
     WriteMirror 3 "write to a mirror",
     CrashImage 2 "crash image given to e2fsck",
     Switchover 8 "switchover",
+    Force 4 "promote --force of a copy that is not whole",
 }
 
 impl fmt::Display for Kind {
@@ -160,8 +161,8 @@ impl Script {
         let left_out = random.below(4) * 20;
         let allowed: Vec<(Kind, u64)> = Kind::ALL
             .iter()
-            // Without roles a seed is what it was before there were switchovers.
-            .filter(|(kind, _)| roles || *kind != Kind::Switchover)
+            // Without roles a seed is what it was before there were these.
+            .filter(|(kind, _)| roles || !matches!(kind, Kind::Switchover | Kind::Force))
             .filter(|(kind, _)| ESSENTIAL.contains(kind) || !random.chance(left_out))
             .map(|&(kind, weight)| match kind {
                 Kind::Promote | Kind::Rejoin if !roles => (kind, 0),

@@ -99,6 +99,7 @@ impl World {
                 self.create(v)
             }
             Kind::Promote => self.promote_some(),
+            Kind::Force => self.force_some(),
             Kind::Rejoin => self.rejoin_some(),
             Kind::Switchover => self.switchover_some(),
             Kind::Verify => self.verify(),
@@ -467,7 +468,9 @@ impl World {
         let Some(facts) = home.facts.stored() else {
             return false;
         };
-        if facts.copy == Copy::Blank || self.nodes[n].faulty {
+        // Between its repair and its opening a copy is told by nothing from one that nobody forced.
+        let forced = self.volumes[v].forced.contains(&n);
+        if facts.copy == Copy::Blank || self.nodes[n].faulty || forced {
             return false;
         }
         let parts = home.after_crash(&self.random);

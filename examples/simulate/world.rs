@@ -61,6 +61,11 @@ pub struct VolumeState {
     /// Mirrors, by master, that were not in sync since they were made there: of what their copies had before, whoever made
     /// them, that master knows nothing.
     pub new_to: BTreeSet<(usize, usize)>,
+    /// Nodes whose copies were told to be the master's though they are no state of any: what the next opening finds begins a
+    /// history.
+    pub forced: BTreeSet<usize>,
+    /// Bytes that files may take, because of what nobody knows that is on the volume.
+    pub room_left: u64,
     /// Mirrors, by a node that kept for them only what they had not acknowledged: an operator had them give up more.
     pub went_back: BTreeSet<(usize, usize)>,
 }
@@ -69,7 +74,8 @@ impl VolumeState {
     /// Bytes that files may take.
     pub fn room(&self) -> u64 {
         let bytes: u64 = self.shape.parts.iter().sum();
-        (bytes - (self.shape.buffer_mib << 20)) * 4 / 10
+        self.room_left
+            .min((bytes - (self.shape.buffer_mib << 20)) * 4 / 10)
     }
 }
 
@@ -135,6 +141,8 @@ impl World {
             made_up_to: BTreeMap::new(),
             new_to: BTreeSet::new(),
             went_back: BTreeSet::new(),
+            forced: BTreeSet::new(),
+            room_left: u64::MAX,
         });
         for n in 0..self.nodes.len() {
             let parts = match n == shape.master {
@@ -362,7 +370,9 @@ impl World {
             commit_interval: Duration::from_secs(1),
         };
         let volume = home.volume();
-        self.nobody_else_wrote(n, v, &facts, &volume);
+        if !self.volumes[v].forced.contains(&n) {
+            self.nobody_else_wrote(n, v, &facts, &volume);
+        }
         let open = open_master(volume, facts, &options).map_err(|e| e.to_string())?;
         let records = open.shared.facts.lock().peers.clone();
         self.recovered(v, n, &open)?;
@@ -421,6 +431,9 @@ impl World {
         let shared = &open.shared;
         let volume = &mut self.volumes[v];
         let promoted = volume.lines.opened(n, shared);
+        if volume.forced.contains(&n) {
+            return self.begins_anew(v, n, open);
+        }
         let line = volume.lines.of_mut(n);
         if faulty {
             // Its disk may have lost what it had been told to flush: from here on nobody can say what each block was.
@@ -538,6 +551,8 @@ impl World {
             tainted || self.nodes[n].faulty || !follower.facts().tainted,
             "stamps: n{n}'s copy of v{v} is taken for changed from outside, or for one whose log is damaged"
         );
+        // A promotion by force that came to nothing.
+        self.volumes[v].forced.remove(&n);
         self.follows(n, v, &follower.facts().generations);
         self.keeps_promises(n, v, &follower);
         let mut host = MirrorHost {

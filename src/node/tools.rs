@@ -7,7 +7,7 @@ use super::refusal::{Code, Refusal};
 use crate::fs::check;
 use crate::volume::Volume;
 use crate::volume::mkfs::tools::tool;
-use crate::volume::mkfs::{MAX_BUFFER_BLOCKS, MIN_BUFFER_BLOCKS};
+use crate::volume::mkfs::{MAX_BUFFER_BLOCKS, MIN_BUFFER_BLOCKS, default_buffer_bytes};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -270,11 +270,19 @@ pub fn judge(name: &str, own: Verdict, other: Verdict) -> Result<String, Refusal
 }
 
 /// e2fsck -fy over the parts: whatever is there becomes a file system, if it can.
-pub fn repair(parts: &[PathBuf], scratch: &Path) -> Result<(), Refusal> {
+///
+/// e2fsck takes away a journal that it can not read, and does not always make another: then it gets one of the default size.
+pub fn repair(parts: &[PathBuf], block_size: u32, scratch: &Path) -> Result<(), Refusal> {
     let joined = join(parts, scratch).map_err(|e| Refusal::io("reading the parts", e))?;
     let out = run("e2fsck", &["-f", "-y"], &joined.path)?;
     // 1: errors were corrected; 2: and the machine should be restarted, if it were its root.
     let mended = matches!(out.status.code(), Some(0..=3));
+    if mended && journal_mib(&joined.path)?.is_none() {
+        let bytes = File::open(&joined.path).and_then(|mut file| len(&mut file));
+        let bytes = bytes.map_err(|e| Refusal::io("reading the parts", e))?;
+        let size = default_buffer_bytes(bytes, block_size).div_ceil(1 << 20);
+        tune2fs(&["-J", &format!("size={size}")], &joined.path)?;
+    }
     part_again(&joined, parts).map_err(|e| Refusal::io("writing the parts", e))?;
     match mended {
         true => Ok(()),

@@ -13,6 +13,8 @@ mod dispute;
 mod drive;
 #[path = "../../examples/simulate/files.rs"]
 mod files;
+#[path = "../../examples/simulate/force.rs"]
+mod force;
 #[path = "../../examples/simulate/golden.rs"]
 mod golden;
 #[path = "../../examples/simulate/image.rs"]

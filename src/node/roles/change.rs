@@ -336,7 +336,7 @@ fn repair(
         rules::before_repair(&volume, facts, store).map_err(|e| failed(&e))?;
     }
     let paths: Vec<_> = old.parts.iter().map(|p| p.path.clone()).collect();
-    tools::repair(&paths, node.state.path())
+    tools::repair(&paths, old.block_size, node.state.path())
 }
 
 /// `rejoin`
