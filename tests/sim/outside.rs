@@ -11,11 +11,14 @@ use lockstepfs::io::sim::{Fault, SimDisk};
 use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::OpenMaster;
 use lockstepfs::mirror::policy::{Resync, Wishes};
-use lockstepfs::mirror::roles::{StepBack, Stepped, before_repair, is_whole, master_facts};
+use lockstepfs::mirror::roles::{
+    Heir, StepBack, Stepped, before_repair, is_whole, master_facts, places,
+};
 use lockstepfs::mirror::stamps;
 use lockstepfs::units::{BlockNo, Generation, Txid};
 use lockstepfs::volume::Volume;
 use lockstepfs::volume::facts::{Copy, FactStore, Facts, Lineage, MemoryFacts, Role};
+use lockstepfs::wire::message::Member;
 use states::State;
 
 use crate::testkit::{FEATURE_SETS, mke2fs};
@@ -334,4 +337,37 @@ fn every_other_copy_is_compared_with_one_that_was_promoted_by_force() {
     let peers = BTreeMap::from([("a".to_string(), None)]);
     let next = master_facts(&volume, &facts, &*world.mirror_maps, &peers).unwrap();
     assert!(stamps::outside(&next, &volume).unwrap().is_some());
+}
+
+#[test]
+fn a_mirror_that_was_not_compared_yet_with_what_changed_outside_is_compared_by_whom_it_is_handed_to()
+ {
+    let mut world = behind(419);
+    leave(&mut world, true);
+    mounted_by_the_kernel(&world.master_disk);
+    world.start_master();
+    let master = world.master.clone().unwrap();
+    let txid = master.shared.journal.last_committed();
+    let member = |name: &str| Member {
+        name: name.to_string(),
+        ..Member::default()
+    };
+    let slots = master.slots.all();
+    let (places, _) = places(&master.shared, &slots, "c", txid, member("a"), member);
+    assert!(
+        places
+            .iter()
+            .any(|place| place.member.name == "b" && place.lost)
+    );
+    let heir = Heir {
+        position: txid,
+        through: txid,
+        lost: true,
+        ..Heir::default()
+    };
+    let peers = BTreeMap::from([("b".to_string(), Some(heir))]);
+    let facts = world.master_facts.load().unwrap();
+    let volume = Arc::clone(&master.shared.volume);
+    let next = master_facts(&volume, &facts, &*world.mirror_maps, &peers).unwrap();
+    assert!(next.peers["b"].record.changed_outside);
 }

@@ -111,6 +111,11 @@ fn differs(
     txid: Txid,
 ) -> Result<Option<(Txid, RangeSet)>, MirrorError> {
     let mut dirty = RangeSet::default();
+    let known = shared.facts.lock().peers.get(&slot.peer).cloned();
+    if known.is_none_or(|known| known.record.changed_outside) {
+        // Not compared yet with what something else wrote here.
+        return Ok(None);
+    }
     let mut state = slot.state.lock();
     if state.map_lost || state.acked.0 == 0 {
         return Ok(None);

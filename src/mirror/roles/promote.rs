@@ -139,6 +139,7 @@ pub fn master_facts(
                 cracked: given_up,
                 record: PeerRecord {
                     secured: true,
+                    changed_outside: heir.lost,
                     ..PeerRecord::default()
                 },
             },
