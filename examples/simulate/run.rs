@@ -78,6 +78,10 @@ fn settled(world: &mut World) -> bool {
             return false;
         };
         let shared = host.open.shared.clone();
+        if shared.fs.failure().is_some() {
+            // What it shows may never be committed: the operator restarts it.
+            return false;
+        }
         let at = shared.journal.last_committed();
         let nobody_waits = host.syncs.lock().waiting.is_empty() && host.writing.is_none();
         let peers: Vec<usize> = host.drivers.keys().copied().collect();
