@@ -459,6 +459,10 @@ impl World {
         let fresh = golden.last == Txid(0);
         golden.reopened(shared);
         let exact = golden.since.is_some();
+        if shared.facts.lock().peers.is_empty() {
+            // Its last mirror was deleted as power went: from here on what is overwritten goes straight home.
+            golden.end();
+        }
         if fresh {
             return Ok(());
         }
