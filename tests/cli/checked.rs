@@ -27,6 +27,30 @@ fn damage(part: &Path, request: &str) {
     assert!(out.status.success(), "{request}: {stdout}{stderr}");
 }
 
+/// The bytes of a part, but for the superblock, which has the times of its openings, and the journal, which has their
+/// transactions.
+fn contents(part: &Path) -> Vec<u8> {
+    let out = command("debugfs")
+        .args(["-R", "blocks <8>"])
+        .arg(part)
+        .output()
+        .unwrap();
+    let (journal, _) = texts(&out);
+    let mut bytes = std::fs::read(part).unwrap();
+    // s_log_block_size
+    let block_size = 1024 << bytes[1024 + 24];
+    let journal = journal
+        .split_whitespace()
+        .map(|block| block.parse().unwrap());
+    let journal: Vec<usize> = journal.collect();
+    assert!(!journal.is_empty());
+    for block in journal {
+        bytes[block * block_size..][..block_size].fill(0);
+    }
+    bytes[1024..2048].fill(0);
+    bytes
+}
+
 #[test]
 fn a_clean_volume_is_clean_by_both_checks() {
     let node = node();
@@ -68,7 +92,7 @@ fn damage_is_found_with_plain_words_and_left_as_it_is() {
         node.stop();
         damage(&part, request);
         assert!(e2fsck(&part).is_err(), "{request} damaged nothing");
-        let before = std::fs::read(&part).unwrap();
+        let before = contents(&part);
         node.start();
         let said = node.fails(6, &["volume", "check", "data"]);
         for line in [
@@ -81,12 +105,7 @@ fn damage_is_found_with_plain_words_and_left_as_it_is() {
             assert!(said.contains(line), "{line:?} is not in:\n{said}");
         }
         node.stop();
-        let after = std::fs::read(&part).unwrap();
-        // The superblock has the times of the opening that the daemon's start made.
-        assert!(
-            before[4096..] == after[4096..],
-            "{request}: repaired, or worse"
-        );
+        assert!(before == contents(&part), "{request}: repaired, or worse");
     }
 }
 
