@@ -242,6 +242,45 @@ fn power_may_fail_at_any_moment_of_a_commit() {
     }
 }
 
+/// What is decided while a transaction is committed, of which the mirror has all: it is the master's yet to be, nobody's loss.
+/// (In this world, keeping something aside that is not expected is a panic.)
+#[test]
+fn a_contact_in_the_middle_of_a_commit_keeps_nothing_aside() {
+    for (seed, cracked) in [(1, false), (2, true)] {
+        let mut world = sync_world(5000 + seed, false);
+        let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+        create(&fs, "before", 3000);
+        world.settle();
+        create(&fs, "f", 3000);
+        let commit = fs.begin_commit().unwrap().unwrap();
+        world.committing = true;
+        for _ in 0..ROUNDS {
+            step(&mut world);
+        }
+        let has = world.follower.as_ref().unwrap().durable();
+        assert_eq!(has, commit.txid());
+        world.cut_link();
+        if cracked {
+            world.crack();
+        }
+        world.cut = false;
+        let decided = match cracked {
+            true => State::OutOfSync,
+            false => State::InSync,
+        };
+        world.until(decided);
+        for _ in 0..ROUNDS {
+            step(&mut world);
+        }
+        commit.finish().unwrap();
+        world.committing = false;
+        world.settle();
+        world.assert_equal();
+        assert!(shows(&world, "f"));
+        world.check_parts(true);
+    }
+}
+
 /// What a mirror shows may be home, and out of its log, when power fails: what it then gives up again says nothing of it.
 #[test]
 fn a_mirror_that_drops_the_first_transaction_of_its_log_still_knows_what_it_shows() {

@@ -27,6 +27,15 @@ fn in_sync_mode(world: &mut World) {
     journal.on_prepared(Some(Box::new(|| {})));
 }
 
+/// Tells a thread to stop when this one is done with it, or has failed.
+struct Stopping<'a>(&'a AtomicBool);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Overwrites, new names and removals, each fsynced, until told to stop.
 fn write(fs: &Fs, ino: Ino, stop: &AtomicBool, written: &AtomicU64) {
     let new = New {
@@ -75,6 +84,7 @@ fn a_stream_beside_a_committer_copies_replays_and_survives_cracks() {
         let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| write(&fs, ino, &stop, &written));
+            let _stopping = Stopping(&stop);
             for round in 1.. {
                 if written.load(Ordering::Relaxed) >= 400 || writer.is_finished() {
                     break;
@@ -86,7 +96,6 @@ fn a_stream_beside_a_committer_copies_replays_and_survives_cracks() {
                 }
                 world.step();
             }
-            stop.store(true, Ordering::Relaxed);
         });
         let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
         cracks += slot.state.lock().cracks;

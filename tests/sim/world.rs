@@ -731,7 +731,11 @@ impl World {
         self.until(State::InSync);
         for _ in 0..200_000 {
             let status = self.mirror.as_ref().unwrap().status(self.now());
-            if status.txid_acked == status.txid_committed && status.state == State::InSync {
+            let shown = self.follower.as_ref().map(|follower| follower.applied());
+            if status.txid_acked == status.txid_committed
+                && shown == Some(status.txid_committed)
+                && status.state == State::InSync
+            {
                 return;
             }
             self.step();

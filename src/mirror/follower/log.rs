@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use states::reconnect::Fate;
 
+use super::session::Start;
 use super::{Env, Follower, Following, Output, Phase, SELF, protocol};
 use crate::fs::{Fs, FsOptions, FsRole, How, open_volume_noting};
 use crate::journal::{Journal, JournalError, Recovery, ResumeEnd, Transaction};
@@ -243,11 +244,14 @@ impl Follower {
     }
 
     /// What is held back is in the history of the master, `theirs`, by name; but somebody else had its volume, so it has all of it
-    /// dropped, and the copy compared.
-    pub(super) fn is_doubted(&self, drop_after: Option<Txid>, theirs: &[Lineage]) -> bool {
+    /// dropped, and the copy compared. (One that it has dropped without that is one that it has not committed yet.)
+    pub(super) fn is_doubted(&self, start: &Start, theirs: &[Lineage]) -> bool {
         let Phase::Following(following) = &self.phase else {
             return false;
         };
+        if !start.compare {
+            return false;
+        }
         let Some(last) = following.unshown.back() else {
             return false;
         };
@@ -256,22 +260,22 @@ impl Follower {
             Relation::Behind { fork } => last.txid <= fork,
             Relation::Ahead | Relation::Diverged { .. } | Relation::Unrelated => false,
         };
-        named && drop_after == Some(following.applied)
+        named && start.drop_after == Some(following.applied)
     }
 
-    /// A stream begins: the master's history, `theirs`, holds what is here, but for what comes after `drop_after`, which is
+    /// A stream begins: the master's history, `theirs`, holds what is here, but for what comes after `start.drop_after`, which is
     /// erased; before that it is kept aside, if it may have been acknowledged by another master. Then the log is continued,
     /// if it was opened with such transactions in it.
     pub(super) fn settle_unconfirmed(
         &mut self,
-        drop_after: Option<Txid>,
+        start: &Start,
         theirs: &[Lineage],
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
         };
-        let keep = drop_after.unwrap_or(following.durable);
+        let keep = start.drop_after.unwrap_or(following.durable);
         if keep < following.applied {
             return Err(protocol(&format!(
                 "transactions after {keep} are to be dropped, but {} was confirmed and shown",
@@ -279,7 +283,7 @@ impl Follower {
             )));
         }
         self.show(keep, out)?;
-        let doubted = self.is_doubted(drop_after, theirs);
+        let doubted = self.is_doubted(start, theirs);
         let Phase::Following(following) = &mut self.phase else {
             return Ok(());
         };

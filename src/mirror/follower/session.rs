@@ -280,21 +280,21 @@ impl Follower {
         superblock: &[u8],
         out: &mut Vec<Output>,
     ) -> Result<(), MirrorError> {
-        let Start {
-            mode,
-            from,
-            compare,
-            drop_after,
-        } = start;
         self.current = None;
         // A resync that was under way on this link ended there: the copy is what it was before.
         self.drop_staged();
         self.idle_into(out)?;
         let lineage = lineage(generations);
         // The master names what is held back here, and can not vouch for it: it is kept until the copy is the master's.
-        if !(matches!(mode, Mode::Staged { .. }) && self.is_doubted(drop_after, &lineage)) {
-            self.settle_unconfirmed(drop_after, &lineage, out)?;
+        if !(matches!(start.mode, Mode::Staged { .. }) && self.is_doubted(&start, &lineage)) {
+            self.settle_unconfirmed(&start, &lineage, out)?;
         }
+        let Start {
+            mode,
+            from,
+            compare,
+            ..
+        } = start;
         let volume = self.volume()?;
         let home = matches!(mode, Mode::Replicate { .. } | Mode::OutOfSync);
         if home && (superblock.len() != 1024 || Superblock::decode(superblock).is_err()) {
