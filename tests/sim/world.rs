@@ -732,10 +732,8 @@ impl World {
         for _ in 0..200_000 {
             let status = self.mirror.as_ref().unwrap().status(self.now());
             let shown = self.follower.as_ref().map(|follower| follower.applied());
-            if status.txid_acked == status.txid_committed
-                && shown == Some(status.txid_committed)
-                && status.state == State::InSync
-            {
+            let at = status.txid_committed;
+            if status.state == State::InSync && status.txid_acked == at && shown == Some(at) {
                 return;
             }
             self.step();
