@@ -13,7 +13,7 @@ use crate::fs::{Durability, Fs, FsError, FsRole};
 use crate::journal::Prepared;
 use crate::units::{Ino, Txid};
 
-/// Blocks that one `commit_step` checkpoints at most, so that it comes back to its timer soon.
+/// Blocks that a `commit_step` checkpoints at most, so that it comes back to its timer soon.
 const CHECKPOINT_BLOCKS: usize = 1024;
 
 /// What `commit_step` did, and when it wants to be called again.
@@ -212,6 +212,11 @@ impl Fs {
 
     /// Commits when due and checkpoints a little; says when to call again. `now`: monotonic time.
     pub fn commit_step(&self, now: Duration) -> Result<Step, FsError> {
+        self.commit_step_within(now, CHECKPOINT_BLOCKS)
+    }
+
+    /// As [`Fs::commit_step`], with `blocks` checkpointed at most.
+    pub fn commit_step_within(&self, now: Duration, blocks: usize) -> Result<Step, FsError> {
         let mut step = Step {
             next: now + self.commit_interval,
             committed: None,
@@ -241,7 +246,7 @@ impl Fs {
                 None => {}
             }
         }
-        let checkpoint = self.journal.checkpoint(CHECKPOINT_BLOCKS)?;
+        let checkpoint = self.journal.checkpoint(blocks)?;
         if !checkpoint.done {
             step.checkpointing = true;
             step.next = now;

@@ -88,6 +88,8 @@ pub struct Journal {
     prepared: Mutex<Option<Arc<PreparedTxn>>>,
     on_prepared: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
     flushes: AtomicU64,
+    /// What this transaction and older ones freed may be in use again, and have been written over, uncommitted.
+    let_go: AtomicU64,
     /// s_errno as found at load.
     found_errno: i32,
 }
@@ -215,6 +217,7 @@ impl Journal {
             prepared: Mutex::new(None),
             on_prepared: RwLock::new(None),
             flushes: AtomicU64::new(0),
+            let_go: AtomicU64::default(),
             found_errno,
         })
     }

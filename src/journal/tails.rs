@@ -8,6 +8,7 @@ use super::{Image, Journal, JournalError, Refused, Transaction, TxnInfo};
 use crate::units::{BlockNo, Txid, planted};
 use crate::volume::facts::{MirrorTail, Segment};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Who keeps the mirror tail durable and decides about mirrors that hold up the log.
 pub trait TailKeeper: Send + Sync {
@@ -80,15 +81,18 @@ impl Journal {
         Ok(true)
     }
 
-    /// Every consumer is past this transaction, and it is committed here: what it and older ones freed may be reused.
+    /// Every consumer is past this transaction, and it is committed here: what it and older ones freed may be reused from now
+    /// on, whoever comes back behind it.
     pub fn released(&self) -> Txid {
         let state = self.state.read();
         if planted::is("reuse-pinned") {
             return state.last;
         }
-        state
+        let released = state
             .lowest_consumer()
-            .map_or(state.last, |low| low.min(state.last))
+            .map_or(state.last, |low| low.min(state.last));
+        self.let_go.fetch_max(released.0, Ordering::Relaxed);
+        released
     }
 
     /// Whether a consumer still needs the block's bytes at home.
@@ -129,9 +133,13 @@ impl Journal {
     }
 
     /// The newest transaction with which `txid` has to be merged, because references of it, or of one in between, were
-    /// overwritten at home: by a checkpoint after it was released, by a recovery or by a close.
+    /// overwritten at home: by a checkpoint after it was released, by a recovery or by a close. Or they may be at any moment,
+    /// by a change that is not committed, for what freed them was released; with that they are references no more.
     pub fn overwritten_by(&self, txid: Txid) -> Option<Txid> {
-        self.state.read().refs.overwritten_by(txid)
+        let state = self.state.read();
+        let let_go = Txid(self.let_go.load(Ordering::Relaxed));
+        let reused = (txid < let_go).then_some(let_go);
+        state.refs.overwritten_by(txid).max(reused)
     }
 
     /// Reads a transaction back from the log, verifying every checksum.

@@ -85,7 +85,8 @@ impl Shipment {
     }
 
     /// Fresh data and zeros in blocks that the mirror's present state still uses (freed within this very merge) can not
-    /// go home before the commit: makes them values. `read` gives the newest contents of a block.
+    /// go home before the commit: makes them values. `read` gives what is at home: the log may have newer contents, of a
+    /// transaction that is not part of this.
     pub fn settle<E>(
         &mut self,
         block_size: usize,

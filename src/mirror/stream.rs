@@ -572,10 +572,9 @@ impl Stream {
             Phase::Ending { .. } | Phase::Sequencing => {}
         }
         let block_size = self.block_size() as usize;
-        let journal = Arc::clone(&self.journal);
         shipment.settle(block_size, |range| {
             let mut bytes = vec![0; range.len as usize * block_size];
-            journal.read(range.start, &mut bytes).map(|()| bytes)
+            self.volume.read(range.start, &mut bytes).map(|()| bytes)
         })?;
         if shipment.first < shipment.last
             && shipment.images.len() as u64 * self.block_size() > limit

@@ -336,6 +336,69 @@ fn a_mirror_made_again_that_cracks_while_it_catches_up_gets_what_it_lacks() {
     }
 }
 
+/// The mirror was deleted, and another one has everything since: what a file was in, freed, is free to be used again while
+/// the log still has both transactions.
+fn freed_and_let_go(seed: u64) -> World {
+    let mut world = mirrored(seed);
+    let master = world.master.clone().unwrap();
+    let other = master.add_mirror("c", None).unwrap();
+    world.delete_mirror().unwrap();
+    file(&world, "passing");
+    world.fs().unlink(ROOT, b"passing").unwrap();
+    let freed = world.fs().sync().unwrap();
+    master.shared.journal.set_consumer(other.id, freed);
+    let now = world.now();
+    world.fs().commit_step_within(now, 0).unwrap();
+    assert_eq!(master.shared.journal.released(), freed);
+    world.cut = false;
+    world
+}
+
+/// Comes into sync by the log alone, and nothing in the log was found to be other than it should be.
+fn catches_up(world: &mut World) {
+    world.until(State::InSync);
+    let slot = Arc::clone(world.mirror.as_ref().unwrap().slot());
+    world.settle();
+    assert_eq!(slot.state.lock().cracks, 0);
+    world.assert_equal();
+}
+
+#[test]
+fn a_mirror_made_again_is_not_sent_what_a_change_that_is_not_committed_wrote_over() {
+    let mut world = freed_and_let_go(82);
+    let freed = world.fs().committed();
+    world.committing = true;
+    world.create_mirror();
+    world.file("running", &[9; 50_000]);
+    while world.follower.as_ref().unwrap().applied() < freed {
+        world.step();
+    }
+    world.committing = false;
+    assert_eq!(world.fs().committed(), freed);
+    catches_up(&mut world);
+}
+
+#[test]
+fn a_mirror_made_again_is_not_sent_what_the_log_has_of_a_later_time() {
+    let mut world = freed_and_let_go(83);
+    let again = world.file("again", &[8; 50_000]);
+    let used_again = world.fs().sync().unwrap();
+    world.fs().write(again, 0, &[9; 50_000]).unwrap();
+    let later = world.fs().sync().unwrap();
+    world.create_mirror();
+    while world.follower.as_ref().unwrap().applied() < used_again {
+        world.step();
+    }
+    let follower = world.follower.as_ref().unwrap();
+    assert!(follower.applied() < later, "the moment has passed");
+    let mut found = vec![0; 50_000];
+    let fs = follower.fs().unwrap();
+    let attr = fs.lookup(ROOT, b"again").unwrap();
+    fs.read(attr.ino, attr.generation, 0, &mut found).unwrap();
+    assert!(found == [8; 50_000]);
+    catches_up(&mut world);
+}
+
 #[test]
 fn a_mirror_that_could_not_be_made_holds_nothing() {
     let mut world = World::new(80, 8 << 20);
