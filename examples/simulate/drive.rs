@@ -83,6 +83,15 @@ impl World {
         }
     }
 
+    fn some_time(&self) -> Duration {
+        Duration::from_millis(self.random.below(1000))
+    }
+
+    /// Images that a step brings home at most.
+    fn some_images(&self, v: usize) -> usize {
+        self.random.below(self.volumes[v].shape.images_home + 1) as usize
+    }
+
     // ---- the master's side ----
 
     fn master_step(&mut self, n: usize, v: usize, host: &mut MasterHost) {
@@ -93,7 +102,11 @@ impl World {
             self.cut_short(n, v, &error);
         }
         if host.commit_at <= self.now && !host.committing {
-            host.commit_at = match host.open.shared.fs.commit_step(self.now) {
+            let most = self.some_images(v);
+            let step = host.open.shared.fs.commit_step_within(self.now, most);
+            host.commit_at = match step {
+                // Others change something before it goes on.
+                Ok(step) if step.checkpointing => self.now + self.some_time(),
                 Ok(step) => step.next,
                 Err(FsError::NoSpace) => self.now + SECOND,
                 Err(error) => {
@@ -522,9 +535,9 @@ impl World {
         if let Some(fs) = host.follower.fs()
             && host.commit_at <= self.now
         {
-            host.commit_at = self.now + Duration::from_millis(self.random.below(1000));
+            host.commit_at = self.now + self.some_time();
             // The thread that brings the copy's log home; it only says when it can not.
-            if let Err(error) = fs.commit_step(self.now)
+            if let Err(error) = fs.commit_step_within(self.now, self.some_images(v))
                 && !matches!(error, FsError::Closed)
             {
                 self.error(n, &format!("bringing v{v}'s log home: {error}"));

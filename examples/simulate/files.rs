@@ -20,6 +20,8 @@ use super::policy::Door;
 const ROOT: Ino = Ino(2);
 const DIRS: u64 = 3;
 const NAMES: u64 = 24;
+/// Directories and symbolic links that come and go.
+const PASSING: u64 = 16;
 /// The longest overwrite, in bytes.
 pub const OVERWRITE: u64 = 60_000;
 
@@ -200,7 +202,8 @@ impl Work<'_> {
             return Ok(None);
         }
         let old = self.contents(&path);
-        match (self.random.below(12), old) {
+        match (self.random.below(14), old) {
+            (12..=13, _) => self.come_and_go().map(|()| None),
             (0..=4, old) => self.rewrite(&path, old.is_some()),
             (5..=7, Some(old)) => self.overwrite(&path, &old),
             (8, Some(_)) => self.unlink(&path).map(|()| None),
@@ -292,6 +295,25 @@ impl Work<'_> {
                 files.remove(path);
             },
         )
+    }
+
+    /// Makes a directory or a long symbolic link, or removes it: its block is logged, freed, and somebody's data next.
+    /// Nobody keeps account of them: only the blocks are compared.
+    fn come_and_go(&self) -> Result<(), FsError> {
+        let n = self.random.below(PASSING);
+        let name = format!("{n}");
+        let is_dir = n % 2 == 0;
+        match (self.fs.lookup(ROOT, name.as_bytes()), is_dir) {
+            (Ok(_), true) => self.fs.rmdir(ROOT, name.as_bytes()),
+            (Ok(_), false) => self.fs.unlink(ROOT, name.as_bytes()),
+            (Err(FsError::Refused(libc::ENOENT)), true) => make_dir(self.fs, &name),
+            (Err(FsError::Refused(libc::ENOENT)), false) => {
+                let target = [b't'; 100];
+                let made = self.fs.symlink(ROOT, name.as_bytes(), &target, 0, 0);
+                made.map(drop)
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     fn rename(&self, path: &str, old: &Arc<Vec<u8>>) -> Result<(), FsError> {

@@ -101,6 +101,8 @@ pub struct VolumeShape {
     pub buffer_mib: u64,
     /// Bytes of each part.
     pub parts: Vec<u64>,
+    /// Images that a step brings home at most. With a few, freed blocks are in use again while the log holds what they were.
+    pub images_home: u64,
 }
 
 /// A run before it runs.
@@ -139,6 +141,7 @@ fn volume(random: &SimRandom, nodes: u64, index: u64) -> VolumeShape {
         block_size,
         buffer_mib,
         parts,
+        images_home: [2, 2, 12, 1024][random.below(4) as usize],
     }
 }
 
