@@ -593,12 +593,19 @@ impl World {
         for output in outputs {
             match output {
                 Output::Send(message, payload) => {
-                    if let Message::Ack {
-                        txid,
-                        consistent: true,
-                        ..
-                    } = message
-                    {
+                    let has = match &message {
+                        Message::Ack {
+                            txid,
+                            consistent: true,
+                            ..
+                        } => Some(*txid),
+                        // What was acknowledged into a link that was cut.
+                        Message::History(history) if host.follower.is_consistent() => {
+                            Some(history.durable)
+                        }
+                        _ => None,
+                    };
+                    if let Some(txid) = has {
                         self.volumes[v].durable.insert(n, Txid(txid));
                     }
                     if message == Message::Ready {

@@ -13,6 +13,7 @@ use lockstepfs::wire::message::{Message, Mode};
 use states::State;
 
 use crate::promoted::step_back;
+use crate::sync::sync_world;
 use crate::world::World;
 
 const ROOT: Ino = Ino(2);
@@ -100,6 +101,45 @@ fn a_mirror_that_brought_home_what_it_could_not_note_keeps_the_name_of_its_state
     world.mirror_facts.fail_saves(false);
     world.start_mirror();
     world.check_now();
+    only_replays(&mut world);
+}
+
+#[test]
+fn what_a_mirror_can_not_note_as_confirmed_does_not_go_home_however_often_it_is_tried() {
+    let mut world = sync_world(185, false);
+    let large = world.file("large", &[1; 50_000]);
+    world.settle();
+    let before = world.fs().committed();
+    world.fs().write(large, 0, &[2; 50_000]).unwrap();
+    let fs = Arc::clone(&world.master.as_ref().unwrap().shared.fs);
+    let commit = fs.begin_commit().unwrap().unwrap();
+    world.committing = true;
+    while world.follower.as_ref().unwrap().durable() < commit.txid() {
+        world.step();
+    }
+    world.mirror_facts.fail_saves(true);
+    commit.finish().unwrap();
+    world.committing = false;
+    // The mirror's log knows of the transaction, not that it was confirmed.
+    while world.follower.as_ref().unwrap().applied() == before {
+        world.step();
+    }
+    assert!(world.follower.as_mut().unwrap().tick().is_err());
+    let shown = world.follower.as_ref().unwrap().fs().unwrap();
+    for _ in 0..3 {
+        assert!(shown.commit_step(world.now()).is_err());
+    }
+    drop(shown);
+    world.crash_mirror();
+    world.mirror_facts.fail_saves(false);
+    world.start_mirror();
+    let follower = world.follower.as_ref().unwrap();
+    assert_eq!(follower.applied(), before);
+    let mut found = vec![0; 50_000];
+    let attr = follower.fs().unwrap().lookup(ROOT, b"large").unwrap();
+    let fs = follower.fs().unwrap();
+    fs.read(attr.ino, attr.generation, 0, &mut found).unwrap();
+    assert!(found == [1; 50_000]);
     only_replays(&mut world);
 }
 

@@ -29,7 +29,7 @@ fn create(fs: &Fs, name: &str, len: usize) -> Ino {
     attr.ino
 }
 
-fn sync_world(seed: u64, strict: bool) -> World {
+pub fn sync_world(seed: u64, strict: bool) -> World {
     let mut world = World::new(seed, 8 << 20);
     create(world.fs(), "first", 300_000);
     world.create_mirror();
