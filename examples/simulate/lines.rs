@@ -78,13 +78,26 @@ impl Lines {
         self.of(n).master == Some(n)
     }
 
+    /// Where a history that a node adds to leaves the one that its copy was of: an opening before this one may have been cut
+    /// short, and what it committed changed no file.
+    fn begins_at(&self, n: usize, shared: &MasterVolume) -> Txid {
+        let base = self.of(n);
+        let facts = shared.facts.lock();
+        let mut own = facts.generations.iter().filter(|lineage| {
+            let known = |theirs: &Lineage| theirs.generation == lineage.generation;
+            !base.generations.contains(&lineage.generation) && !base.lineage.iter().any(known)
+        });
+        let begun = own.next().map_or(shared.fork, |lineage| lineage.fork);
+        begun.min(shared.fork)
+    }
+
     /// A node opened its copy read-write: `true` if a history begins with it.
     pub fn opened(&mut self, n: usize, shared: &MasterVolume) -> bool {
         let promoted = !self.is_master(n);
         if promoted {
             let base = self.of(n);
             let mut golden = base.golden.lock().clone();
-            golden.branch(shared.fork);
+            golden.branch(self.begins_at(n, shared));
             let known = self.at.get(&n).map(|(_, known)| &known[..]);
             if let Relation::Behind { fork } = relation(known.unwrap_or_default(), &base.lineage)
                 && shared.fork > fork
