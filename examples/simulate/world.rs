@@ -55,6 +55,8 @@ pub struct VolumeState {
     pub complete: BTreeSet<usize>,
     /// Mirrors to which something happened that leads to a comparison or another copy.
     pub excused: BTreeSet<usize>,
+    /// Nodes on which a failing disk cut the last opening short: it may have dropped what the facts know of.
+    pub torn: BTreeSet<usize>,
     /// Per node: the transaction up to which its copy was made or repaired last. Of what was changed before it, the node
     /// keeps nothing for others.
     pub made_up_to: BTreeMap<usize, Txid>,
@@ -138,6 +140,7 @@ impl World {
             promised: BTreeMap::new(),
             complete: BTreeSet::new(),
             excused: BTreeSet::new(),
+            torn: BTreeSet::new(),
             made_up_to: BTreeMap::new(),
             new_to: BTreeSet::new(),
             went_back: BTreeSet::new(),
@@ -370,10 +373,14 @@ impl World {
             commit_interval: Duration::from_secs(1),
         };
         let volume = home.volume();
-        if !self.volumes[v].forced.contains(&n) {
+        if !self.volumes[v].forced.contains(&n) && !self.volumes[v].torn.contains(&n) {
             self.nobody_else_wrote(n, v, &facts, &volume);
         }
+        if self.nodes[n].faulty {
+            self.volumes[v].torn.insert(n);
+        }
         let open = open_master(volume, facts, &options).map_err(|e| e.to_string())?;
+        self.volumes[v].torn.remove(&n);
         let records = open.shared.facts.lock().peers.clone();
         self.recovered(v, n, &open)?;
         let golden = Arc::clone(&self.volumes[v].lines.of(n).golden);
