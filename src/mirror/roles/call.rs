@@ -86,13 +86,13 @@ pub fn called(
         (Listed::Mirror(master), Relation::Equal) => Called::Refuse(
             Cause::TwoMasters,
             format!(
-                "{name} on {ours} follows {master}, which was made the master, too; if {caller} is its master, on {ours}: lockstep rejoin {name} {caller}"
+                "{name} on {ours} follows {master}, which was made the master, too; if {master} is its master, on {caller}: lockstep rejoin {name} {master}; if {caller} is, on {ours}: lockstep rejoin {name} {caller}"
             ),
         ),
         (Listed::Mirror(master), Relation::Diverged { shared }) => Called::Refuse(
             Cause::Diverged,
             format!(
-                "{name} on {ours} follows {master}, and has a history that left that of {caller} after transaction {shared}; to keep the copy of {caller}, on {ours}: lockstep rejoin {name} {caller} --discard {ours}"
+                "{name} on {ours} follows {master}, and has a history that left that of {caller} after transaction {shared}; to keep the copy of {master}, on {caller}: lockstep rejoin {name} {master} --discard {caller}; to keep the copy of {caller}, on {ours}: lockstep rejoin {name} {caller} --discard {ours}"
             ),
         ),
         (Listed::Mirror(master), Relation::Unrelated) => another_mirror(at, master),
