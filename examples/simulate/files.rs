@@ -302,17 +302,18 @@ impl Work<'_> {
     fn come_and_go(&self) -> Result<(), FsError> {
         let n = self.random.below(PASSING);
         let name = format!("{n}");
-        let is_dir = n % 2 == 0;
-        match (self.fs.lookup(ROOT, name.as_bytes()), is_dir) {
-            (Ok(_), true) => self.fs.rmdir(ROOT, name.as_bytes()),
-            (Ok(_), false) => self.fs.unlink(ROOT, name.as_bytes()),
-            (Err(FsError::Refused(libc::ENOENT)), true) => make_dir(self.fs, &name),
-            (Err(FsError::Refused(libc::ENOENT)), false) => {
+        match self.fs.lookup(ROOT, name.as_bytes()) {
+            Ok(attr) if attr.mode & libc::S_IFMT == libc::S_IFDIR => {
+                self.fs.rmdir(ROOT, name.as_bytes())
+            }
+            Ok(_) => self.fs.unlink(ROOT, name.as_bytes()),
+            Err(FsError::Refused(libc::ENOENT)) if n % 2 == 0 => make_dir(self.fs, &name),
+            Err(FsError::Refused(libc::ENOENT)) => {
                 let target = [b't'; 100];
                 let made = self.fs.symlink(ROOT, name.as_bytes(), &target, 0, 0);
                 made.map(drop)
             }
-            (Err(error), _) => Err(error),
+            Err(error) => Err(error),
         }
     }
 
