@@ -307,7 +307,7 @@ impl Work<'_> {
                 self.fs.rmdir(ROOT, name.as_bytes())
             }
             Ok(_) => self.fs.unlink(ROOT, name.as_bytes()),
-            Err(FsError::Refused(libc::ENOENT)) if n % 2 == 0 => make_dir(self.fs, &name),
+            Err(FsError::Refused(libc::ENOENT)) if n.is_multiple_of(2) => make_dir(self.fs, &name),
             Err(FsError::Refused(libc::ENOENT)) => {
                 let target = [b't'; 100];
                 let made = self.fs.symlink(ROOT, name.as_bytes(), &target, 0, 0);
