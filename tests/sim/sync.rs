@@ -645,6 +645,35 @@ fn writers_wait_for_a_strict_mirror_while_it_is_brought_up_to_date() {
     assert!(dropped > 2, "the link was lost too late");
 }
 
+/// What it had acknowledged is of no use either while a direct resync goes over it.
+#[test]
+fn writers_wait_for_a_strict_mirror_that_loses_what_it_had_to_a_direct_resync() {
+    let mut world = sync_world(12, true);
+    let wishes = Wishes {
+        mode: Some(SyncMode::Sync),
+        strict: Some(true),
+        resync: Some(Resync::Direct),
+        ..Wishes::default()
+    };
+    world.mirror.as_mut().unwrap().set_wishes(wishes);
+    let shared = world.master.as_ref().unwrap().shared.clone();
+    world.settle();
+    let had = shared.journal.last_committed();
+    assert!(shared.gate.is_open(had));
+    create(world.fs(), "lacks", 300_000);
+    world.fs().sync().unwrap();
+    world.crack();
+    world.until(State::OutOfSync);
+    assert!(!shared.gate.is_open(had));
+    while world.state() == State::OutOfSync {
+        step(&mut world);
+        let whole = world.follower.as_ref().unwrap().is_consistent();
+        assert!(whole || !shared.gate.is_open(had));
+    }
+    world.settle();
+    assert!(shared.gate.is_open(shared.journal.last_committed()));
+}
+
 #[test]
 fn a_mirror_that_says_nothing_is_lost_after_its_timeout() {
     let mut world = sync_world(4, false);

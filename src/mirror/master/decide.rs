@@ -256,6 +256,11 @@ impl Mirror {
         out: &mut Vec<Action>,
     ) {
         self.packed = None;
+        if matches!(mode, Mode::Replicate { .. } | Mode::OutOfSync) {
+            // What it had acknowledged is of no use either until the end.
+            self.holds = Txid(0);
+            self.show_gate();
+        }
         let mut superblock = vec![0; 1024];
         // The mirror guards its half-made copy with it.
         if let Err(error) = self.shared.volume.read_bytes(1024, &mut superblock) {
