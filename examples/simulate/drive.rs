@@ -369,7 +369,12 @@ impl World {
             return true;
         }
         let has = match self.host(peer, v) {
-            Some(Host::Mirror(host)) => host.follower.durable(),
+            Some(Host::Mirror(host)) if host.follower.is_consistent() => host.follower.durable(),
+            // Another master was repairing it: what it lacks is counted from what all mirrors had when it was whole.
+            Some(Host::Mirror(_)) => {
+                let facts = self.nodes[peer].homes[&v].facts.stored();
+                facts.map_or(Txid(0), |facts| facts.floor)
+            }
             _ => return false,
         };
         let made = self.volumes[v].made_up_to.get(&n);
