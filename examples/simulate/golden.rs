@@ -256,11 +256,14 @@ impl Golden {
         let since = journal.info_after(shared.log_position(fork));
         let own: Vec<Txid> = since.iter().flatten().map(|info| info.txid).collect();
         let unknown = fork > self.last;
-        self.pending = None;
+        let committing = self.pending.take();
         self.cut(fork);
-        let now = match self.snapshots.get(&fork) {
-            Some(snapshot) => snapshot.clone(),
-            None => self.files().clone(),
+        let newest = self.snapshots.iter().next_back();
+        let now = match newest {
+            // No transaction has this id: the log was empty, and the last one goes by the highest that there might have been.
+            Some((_, snapshot)) if unknown && committing != Some(fork) => snapshot.clone(),
+            Some((txid, snapshot)) if *txid == fork => snapshot.clone(),
+            _ => self.files().clone(),
         };
         self.snapshots.insert(fork, now);
         self.last = fork;
