@@ -8,12 +8,18 @@ use states::State;
 use super::node::Host;
 use super::world::World;
 
+/// A command that a sentence names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Command {
+    Promote,
+    Rejoin { master: usize, discard: bool },
+}
+
 /// A command that a sentence names, and the node on which it is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Advice {
     on: usize,
-    master: usize,
-    discard: bool,
+    command: Command,
 }
 
 impl World {
@@ -58,15 +64,14 @@ impl World {
             }
         }
         let at = self.random.below(advice.len() as u64) as usize;
-        let Some(Advice {
-            on,
-            master,
-            discard,
-        }) = advice.get(at).cloned()
-        else {
+        let Some(Advice { on, command }) = advice.get(at).cloned() else {
             return false;
         };
-        let done = self.nodes[on].is_up() && self.rejoin(on, v, master, discard);
+        let done = self.nodes[on].is_up()
+            && match command {
+                Command::Promote => self.promote(on, v, false),
+                Command::Rejoin { master, discard } => self.rejoin(on, v, master, discard),
+            };
         if done {
             self.tally
                 .check("dispute settled by the command that the refusal names", 1);
@@ -74,19 +79,24 @@ impl World {
         done
     }
 
-    /// The commands `rejoin` that a sentence names, read on node `n`.
+    /// The commands that a sentence names, read on node `n`.
     fn advice(&self, n: usize, text: &str) -> Vec<Advice> {
         let mut found = Vec::new();
-        for (at, _) in text.match_indices("lockstep rejoin ") {
+        for (at, _) in text.match_indices("lockstep ") {
             let words: Vec<&str> = text[at..]
                 .split([' ', ',', ';', '.', ')'])
                 .filter(|word| !word.is_empty())
                 .take(6)
                 .collect();
-            let Some(master) = words.get(3).and_then(|name| self.number(name)) else {
-                continue;
+            let named = words.get(3).and_then(|name| self.number(name));
+            let command = match (words.get(1), named) {
+                (Some(&"promote"), _) if words.get(3) != Some(&"--force") => Command::Promote,
+                (Some(&"rejoin"), Some(master)) => Command::Rejoin {
+                    master,
+                    discard: words.get(4) == Some(&"--discard"),
+                },
+                _ => continue,
             };
-            let discard = words.get(4) == Some(&"--discard");
             let on = text[..at]
                 .trim_end()
                 .strip_suffix(':')
@@ -94,8 +104,7 @@ impl World {
                 .and_then(|name| self.number(name));
             found.push(Advice {
                 on: on.unwrap_or(n),
-                master,
-                discard,
+                command,
             });
         }
         found

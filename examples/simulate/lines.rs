@@ -9,7 +9,7 @@ use std::sync::Arc;
 use lockstepfs::mirror::master::MasterVolume;
 use lockstepfs::mirror::roles::{Relation, relation};
 use lockstepfs::units::{Generation, Txid};
-use lockstepfs::volume::facts::Lineage;
+use lockstepfs::volume::facts::{Lineage, NOTHING};
 use parking_lot::Mutex;
 
 use super::golden::Golden;
@@ -85,7 +85,9 @@ impl Lines {
         let facts = shared.facts.lock();
         let mut own = facts.generations.iter().filter(|lineage| {
             let known = |theirs: &Lineage| theirs.generation == lineage.generation;
-            !base.generations.contains(&lineage.generation) && !base.lineage.iter().any(known)
+            let new =
+                !base.generations.contains(&lineage.generation) && !base.lineage.iter().any(known);
+            new && lineage.fork != NOTHING
         });
         let begun = own.next().map_or(shared.fork, |lineage| lineage.fork);
         begun.min(shared.fork)

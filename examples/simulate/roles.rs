@@ -176,8 +176,10 @@ impl World {
 
     /// A peer that was taken for a second master is a mirror now.
     fn welcome_back(&mut self, n: usize, v: usize, peer: usize) {
-        let Some(Host::Master(host)) = self.host(n, v) else {
-            return;
+        let host = match self.host(n, v) {
+            Some(Host::Master(host)) => host,
+            Some(Host::Closed(_)) => return self.start_volume(n, v),
+            _ => return,
         };
         let stuck = host.drivers.get(&peer).is_some_and(|driver| {
             let causes = [Cause::TwoMasters, Cause::Diverged];

@@ -45,18 +45,18 @@ pub fn note_recovery(
 }
 
 /// As `note_recovery`, for a mirror that is promoted and is to have these `facts`. What it kept back goes home now, so from
-/// here on it is the master, with the history that begins with `generation`: as a mirror it would show what no master ever
+/// here on it is the master, with the history that begins with `opening`: as a mirror it would show what no master ever
 /// confirmed. `true` if it was noted.
 pub fn note_promotion(
     facts: &mut Facts,
     store: &dyn FactStore,
     recovery: &Recovery,
-    generation: Generation,
+    opening: &dyn Fn(Txid) -> Lineage,
 ) -> Result<bool, FactsError> {
-    let Some(fork) = recovery.last.filter(|last| *last > facts.applied) else {
+    let Some(last) = recovery.last.filter(|last| *last > facts.applied) else {
         return Ok(false);
     };
-    facts.generations.push(Lineage { generation, fork });
+    facts.generations.push(opening(last));
     note_recovery(facts, store, recovery)?;
     Ok(true)
 }

@@ -18,9 +18,10 @@ use crate::mirror::dirty::DirtyMap;
 use crate::mirror::gate::Gate;
 use crate::mirror::keeper::{MasterKeeper, note_promotion, note_recovery};
 use crate::mirror::master::MasterVolume;
+use crate::mirror::roles::is_whole;
 use crate::mirror::slot::{Slot, SlotState, Slots};
 use crate::mirror::stamps;
-use crate::units::{Generation, Txid, planted};
+use crate::units::{Generation, Txid};
 use crate::volume::Volume;
 use crate::volume::facts::{FactStore, Facts, Lineage, MapKnows, PeerFacts, Role};
 
@@ -87,13 +88,15 @@ pub fn open_master(
     let claim = claim_volume(&volume, &*options.clock, &*options.random)?;
     let base = facts.high_txid;
     let generation = Generation(options.random.u128());
-    let promoted = stored.is_ok_and(|stored| stored.role == Role::Mirror);
+    let promoted = stored.ok().filter(|stored| stored.role == Role::Mirror);
+    let whole = promoted.as_ref().is_none_or(is_whole);
+    let opening = |last: Txid| Lineage::opening(generation, last, whole);
     let mut minted = false;
     let mut opened = open_volume_noting(Arc::clone(&volume), base, How::ReadWrite, &mut |found| {
         let noted = match promoted {
-            true => note_promotion(&mut facts, &*options.facts, found, generation)
+            Some(_) => note_promotion(&mut facts, &*options.facts, found, &opening)
                 .map(|noted| minted = noted),
-            false => note_recovery(&mut facts, &*options.facts, found),
+            None => note_recovery(&mut facts, &*options.facts, found),
         };
         noted.map_err(|error| JournalError::Keeper(error.to_string()))
     })?;
@@ -152,13 +155,7 @@ pub fn open_master(
     if minted {
         facts.generations.pop();
     }
-    facts.generations.push(Lineage {
-        generation,
-        fork: match planted::is("forget-fork") {
-            true => Txid(0),
-            false => last,
-        },
-    });
+    facts.generations.push(opening(last));
     let surplus = facts.generations.len().saturating_sub(MAX_LINEAGE);
     facts.generations.drain(..surplus);
     let first = Txid(facts.high_txid.max(last).0 + 2);

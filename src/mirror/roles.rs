@@ -29,7 +29,7 @@ pub use step_back::{OWN_MAP, StepBack, Stepped, own_dirty};
 use states::reconnect::{self, Fate};
 
 use crate::units::{Generation, Txid};
-use crate::volume::facts::{self, Facts, Lineage};
+use crate::volume::facts::{self, Facts, Lineage, NOTHING};
 use crate::wire::message::{Fork, Member, Standing};
 
 /// Of which volume something is decided, and where.
@@ -188,6 +188,12 @@ pub fn judge(ours: &[Lineage], answers: &[Answer]) -> Verdict {
             false => answer.master.clone(),
         };
         return match (master, &answer.master_member) {
+            // A copy that was promoted half made is nobody's successor.
+            (Some(master), _) if fork == NOTHING => Verdict::Diverged {
+                master,
+                shared: fork,
+                theirs: answer.applied,
+            },
             (Some(master), _) => Verdict::Follow {
                 master,
                 theirs,

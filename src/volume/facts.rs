@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::parts::Description;
-use crate::units::{BlockNo, Generation, LogBlock, Txid};
+use crate::units::{BlockNo, Generation, LogBlock, Txid, planted};
 
 /// Everything that must survive a restart and can not be read from the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,9 +177,25 @@ pub struct Lineage {
     /// The opening.
     #[serde(with = "json::generation")]
     pub generation: Generation,
-    /// The last transaction of the generation before that belongs to this history.
+    /// The last transaction of the generation before that belongs to this history; no transaction has the id 1, which stands
+    /// for none. [`NOTHING`]: what was opened was no state of a master, and nothing before belongs to it.
     #[serde(with = "json::number")]
     pub fork: Txid,
+}
+
+/// The fork of a history that takes nothing over: it begins with a copy that was promoted half made.
+pub const NOTHING: Txid = Txid(0);
+
+impl Lineage {
+    /// An opening of a copy that was `whole`, and had everything up to `last`, or was not.
+    pub fn opening(generation: Generation, last: Txid, whole: bool) -> Lineage {
+        let fork = match whole {
+            _ if planted::is("forget-fork") => Txid(u64::from(u32::MAX)),
+            true => last.max(Txid(1)),
+            false => NOTHING,
+        };
+        Lineage { generation, fork }
+    }
 }
 
 /// A run of transactions in the log, adjacent in it and in their ids.

@@ -54,7 +54,12 @@ fn half_a_first_copy_is_promoted_by_force_and_repaired() {
     fill(&cluster, 0);
     cluster.mirror(&["--rate", "20M"]);
     cluster.alpha.wait(VOLUME, "beta", "REPLICATE", 30);
-    promoted_half_way(cluster, 0, "of 65536 on were never copied and are lost");
+    promoted_half_way(
+        cluster,
+        0,
+        "of 65536 on were never copied and are lost",
+        Kept::Promoted,
+    );
 }
 
 #[test]
@@ -81,7 +86,12 @@ fn half_a_repair_is_promoted_by_force_and_repaired() {
         .ok(&["mirror", "set", VOLUME, "beta", "--rate", "20M"]);
     cluster.alpha.ok(&["mirror", "continue", VOLUME, "beta"]);
     cluster.alpha.wait(VOLUME, "beta", "OUTOFSYNC", 30);
-    promoted_half_way(cluster, bulk, "no state that the master ever had");
+    promoted_half_way(
+        cluster,
+        bulk,
+        "no state that the master ever had",
+        Kept::Whole,
+    );
 }
 
 /// Files for more than a second at the rates of these tests; written over in place, if they are there.
@@ -95,8 +105,16 @@ fn fill(cluster: &Cluster, seed: u8) {
     }
 }
 
-/// The master dies in the middle of a copy. What is there of it is made a file system again, if that is asked for.
-fn promoted_half_way(mut cluster: Cluster, before: u64, loss: &str) {
+/// Which copy the operator keeps, when the master comes back and has everything.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    Whole,
+    Promoted,
+}
+
+/// The master dies in the middle of a copy. What is there of it is made a file system again, if that is asked for; nothing
+/// follows it by itself.
+fn promoted_half_way(mut cluster: Cluster, before: u64, loss: &str, kept: Kept) {
     let far = wait_until(Duration::from_secs(30), || {
         cluster.bytes_bulk() - before > 40 << 20
     });
@@ -122,13 +140,29 @@ fn promoted_half_way(mut cluster: Cluster, before: u64, loss: &str) {
     cluster.beta.stop();
     e2fsck(&ours).unwrap();
     recovered_by_kernel(&copy_of(&ours, &cluster.path("copy")));
-    // The old master follows, as it would any other.
     cluster.beta.start();
     cluster.beta.wait_mounted(VOLUME, Duration::from_secs(20));
+    // The old master has a copy that is whole, and gives up none of it.
     cluster.alpha.start();
-    insync(&cluster.beta, &cluster.alpha);
-    assert_role(&cluster.alpha, "mirror");
-    end_swapped(cluster);
+    let shown = failed(&cluster.alpha);
+    for part in ["promoted half made", "--discard alpha", "--discard beta"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    if kept == Kept::Promoted {
+        give_up_first(&cluster);
+        return end_swapped(cluster);
+    }
+    cluster
+        .beta
+        .ok(&["rejoin", VOLUME, "alpha", "--discard", "beta"]);
+    cluster.alpha.wait_mounted(VOLUME, Duration::from_secs(20));
+    insync(&cluster.alpha, &cluster.beta);
+    assert_eq!(
+        std::fs::read(cluster.alpha.path("f3")).unwrap(),
+        vec![103; 4 << 20]
+    );
+    assert!(!cluster.beta.path("after").exists());
+    end_with(cluster);
 }
 
 #[test]

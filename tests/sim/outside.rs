@@ -267,7 +267,7 @@ fn a_former_mirror_made_again_after_a_change_from_outside_gets_it_though_others_
 }
 
 /// A repair that is under way on the mirror, or a first copy.
-fn half_made(seed: u64, first: bool) -> World {
+pub fn half_made(seed: u64, first: bool) -> World {
     let mut world = World::new(seed, 8 << 20);
     world.file("first", &vec![7; 3 << 20]);
     world.create_mirror();

@@ -12,12 +12,15 @@ use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::master::Request;
 use lockstepfs::mirror::open::{MapStore, MasterOptions, OpenMaster, open_master};
 use lockstepfs::mirror::policy::{Resync, SyncMode, Wishes};
-use lockstepfs::mirror::roles::{CopyStanding, StepBack, Stepped, doubts, master_facts};
+use lockstepfs::mirror::roles::{
+    CopyStanding, StepBack, Stepped, before_repair, doubts, is_whole, master_facts,
+};
 use lockstepfs::units::{Generation, Ino, Txid};
 use lockstepfs::volume::Volume;
-use lockstepfs::volume::facts::{FactStore, Lineage, Role};
-use states::State;
+use lockstepfs::volume::facts::{FactStore, Facts, Lineage, NOTHING, Role};
+use states::{Cause, State};
 
+use crate::outside::half_made;
 use crate::world::{BLOCK, World};
 
 /// A mirror, in sync mode, that has transactions of which it was not told that they are committed: the first ones of a
@@ -106,6 +109,11 @@ fn promote(world: &mut World) -> Result<OpenMaster, MirrorError> {
         let stands = CopyStanding::default();
         doubts("a", &facts, stands, false).expect("nothing speaks against it");
     }
+    open_promoted(world, facts, again)
+}
+
+/// Opens the mirror's copy as the master's, `again` if the facts say that it is.
+fn open_promoted(world: &World, facts: Facts, again: bool) -> Result<OpenMaster, MirrorError> {
     let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
     let volume = Arc::new(Volume::new(vec![disk], BLOCK).unwrap());
     let peers = BTreeMap::from([("a".to_string(), None)]);
@@ -368,4 +376,33 @@ fn half_a_repair_is_given_up_for_a_new_master_that_had_less() {
         world.assert_equal();
         world.check_parts(false);
     }
+}
+
+#[test]
+fn a_copy_that_was_promoted_half_made_takes_nothing_over() {
+    let mut world = half_made(420, false);
+    world.follower.take().unwrap().close().unwrap();
+    let mut facts = world.mirror_facts.load().unwrap();
+    assert!(facts.applied > Txid(0) && !is_whole(&facts));
+    {
+        let disk = Arc::clone(&world.mirror_parts.disk) as Arc<dyn Disk>;
+        let volume = Volume::new(vec![disk], BLOCK).unwrap();
+        before_repair(&volume, &mut facts, &*world.mirror_facts).unwrap();
+    }
+    let promoted = open_promoted(&world, facts, false).unwrap();
+    let theirs = promoted.shared.facts.lock().generations.clone();
+    assert_eq!(theirs.last().unwrap().fork, NOTHING);
+    world.crash_master();
+    let had = world.master_disk.snapshot();
+    let facts = world.master_facts.load().unwrap();
+    let refused = step_back(&world, Role::Master, "b", &theirs, false);
+    let Err(MirrorError::Refused { cause, detail }) = refused else {
+        panic!("a whole copy is given up for half of one: {refused:?}");
+    };
+    assert!(cause == Cause::Diverged && detail.contains("half made"));
+    assert!(world.master_disk.same_contents(&had));
+    assert_eq!(world.master_facts.load().unwrap(), facts);
+    // Unless somebody says so.
+    let stepped = step_back(&world, Role::Master, "b", &theirs, true).unwrap();
+    assert!(stepped.compare);
 }

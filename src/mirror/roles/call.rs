@@ -7,7 +7,7 @@ use states::Cause;
 
 use super::{Answer, Listed, Relation, Split, Volume, relation};
 use crate::units::Txid;
-use crate::volume::facts::{Facts, Lineage};
+use crate::volume::facts::{Copy, Facts, Lineage, NOTHING};
 use crate::wire::message::Standing;
 
 /// What a call comes to.
@@ -72,6 +72,16 @@ pub fn called(
         ),
         (Listed::Master, Relation::Equal | Relation::Unrelated) => two_masters(at),
         (Listed::Mirror(master), _) if master == caller => Called::Listen,
+        (Listed::Mirror(master), Relation::Behind { fork: NOTHING })
+            if facts.copy != Copy::Blank =>
+        {
+            Called::Refuse(
+                Cause::Diverged,
+                format!(
+                    "{name} on {ours} is a mirror of the one on {master}; the copy of {caller} was half made when it was promoted, and takes nothing over; to keep the copy of {master}, on {caller}: lockstep rejoin {name} {master} --discard {caller}; to keep the copy of {caller}, on {ours}: lockstep rejoin {name} {caller} --discard {ours}; to keep that of {ours}, on {ours}: lockstep promote {name}"
+                ),
+            )
+        }
         (Listed::Mirror(_), Relation::Behind { fork }) => Called::Follow { fork },
         // It holds nothing of anybody's yet.
         (Listed::Mirror(_), _) if facts.generations.is_empty() => Called::Follow { fork: Txid(0) },

@@ -2,7 +2,7 @@
 
 use super::Volume;
 use crate::units::{BlockNo, Txid};
-use crate::volume::facts::Member;
+use crate::volume::facts::{Member, NOTHING};
 
 /// A change of role that is not carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,10 +78,15 @@ impl Split {
             _ => format!("loses all transactions after {}", self.shared),
         };
         let (name, ours, master) = (at.name, at.node, &self.master);
+        let both = match self.shared {
+            NOTHING => {
+                "no transaction is known to be in both: a copy was promoted half made".to_owned()
+            }
+            shared => format!("both have everything up to transaction {shared}"),
+        };
         format!(
-            "volume {name}: {ours} and {master} have each been its master; both have everything up to transaction {}; \
+            "volume {name}: {ours} and {master} have each been its master; {both}; \
              keeping the copy of {master} {} of {ours}, keeping the copy of {ours} {} of {master}",
-            self.shared,
             loss(self.ours),
             loss(self.theirs)
         )
@@ -189,7 +194,7 @@ impl Refused {
         match self {
             Refused::Diverged(Split { master, .. }) => {
                 format!(
-                    "lockstep rejoin {name} {master} --discard {ours}, to keep the volume of {master}"
+                    "lockstep rejoin {name} {master} --discard {ours}, to keep the volume of {master}; to keep that of {ours}, on {master}: lockstep rejoin {name} {ours} --discard {master}; if {ours} is to go on without asking, on {ours}: lockstep promote {name}"
                 )
             }
             Refused::OlderCopy => format!(

@@ -24,7 +24,7 @@ use crate::mirror::shipment::touched;
 use crate::mirror::{MirrorError, guard, stamps};
 use crate::units::{BlockNo, BlockRange, Generation, Txid, planted};
 use crate::volume::Volume;
-use crate::volume::facts::{Copy, FactStore, Facts, Lineage, Role};
+use crate::volume::facts::{Copy, FactStore, Facts, Lineage, NOTHING, Role};
 
 /// Names this side's own dirty map in the map store; no peer can have this name.
 pub const OWN_MAP: &str = "=own";
@@ -212,6 +212,13 @@ impl StepBack<'_> {
         }
     }
 
+    fn half_made(&self) -> MirrorError {
+        self.refused(format!(
+            "the copy of {} was half made when it was promoted, and takes over nothing of what {} has",
+            self.master, self.node
+        ))
+    }
+
     /// `rejoin`, of a master or of a mirror, which is only pointed at another master: what a mirror has is looked at when
     /// that one calls, unless the operator has given it up. `facts` as for `carry_out`.
     pub fn rejoin(&self, facts: &mut Facts) -> Result<Stepped, MirrorError> {
@@ -237,6 +244,9 @@ impl StepBack<'_> {
                 facts.tainted = true;
                 facts.generations = shared_lineage(&facts.generations, self.theirs);
                 self.is_at(facts, shared);
+            }
+            (Relation::Behind { fork: NOTHING }, copy) if copy != Copy::Blank => {
+                return Err(self.half_made());
             }
             (Relation::Equal | Relation::Behind { .. }, _) => {}
             _ => {
@@ -272,9 +282,13 @@ impl StepBack<'_> {
         if facts.switching.is_some() {
             return Err(self.refused("a staged resync is being brought home".to_string()));
         }
-        let found = self.survey(facts)?;
         let ours = facts.generations.clone();
-        let shared = match relation(&ours, self.theirs) {
+        let related = relation(&ours, self.theirs);
+        if related == (Relation::Behind { fork: NOTHING }) && !self.discard {
+            return Err(self.half_made());
+        }
+        let found = self.survey(facts)?;
+        let shared = match related {
             Relation::Behind { fork } => Some(fork.min(found.last)),
             Relation::Equal => Some(found.last),
             Relation::Diverged { shared } if self.discard => Some(shared.min(found.last)),

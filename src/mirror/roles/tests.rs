@@ -221,6 +221,48 @@ fn a_caller_is_listened_to_if_its_history_goes_on_from_ours() {
     assert_eq!(unknown(mirror("b")), Called::Listen);
 }
 
+const HALF_MADE: &[(u128, u64)] = &[(1, 0), (2, 10), (3, 0), (4, 120)];
+
+#[test]
+fn nobody_who_has_a_copy_follows_one_that_was_promoted_half_made() {
+    let ours = history(OURS);
+    let diverged = Verdict::Diverged {
+        master: "b".to_string(),
+        shared: NOTHING,
+        theirs: Txid(500),
+    };
+    let master = [answer("b", Standing::Master, None, HALF_MADE)];
+    assert_eq!(judge(&ours, &master), diverged);
+    let mirror = [answer("c", Standing::Mirror, Some("b"), HALF_MADE)];
+    assert_eq!(judge(&ours, &mirror), diverged);
+    // It comes after what it was made from, and is its own master's.
+    let whole = [answer("a", Standing::Master, None, OURS)];
+    assert_eq!(judge(&history(HALF_MADE), &whole), Verdict::Open);
+
+    let listed = Listed::Mirror("a".to_string());
+    let mut facts = facts(Role::Mirror, OURS);
+    facts.copy = Copy::Complete;
+    let say = |facts: &Facts| called(&HERE, Some(facts), &listed, None, "b", history(HALF_MADE));
+    let Called::Refuse(Cause::Diverged, text) = say(&facts) else {
+        panic!("a whole copy follows half of one");
+    };
+    for part in [
+        "half made when it was promoted",
+        "on b: lockstep rejoin vol a --discard b",
+        "on a: lockstep rejoin vol b --discard a",
+        "on a: lockstep promote vol",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    facts.copy = Copy::Blank;
+    assert_eq!(say(&facts), Called::Follow { fork: NOTHING });
+    // One that had nothing yet has lost nothing.
+    let opening = |last, whole| Lineage::opening(Generation(5), Txid(last), whole).fork;
+    assert_eq!(opening(0, true), Txid(1));
+    assert_eq!(opening(7, true), Txid(7));
+    assert_eq!(opening(7, false), NOTHING);
+}
+
 #[test]
 fn two_masters_are_told_what_each_choice_costs_and_the_command_for_it() {
     let facts = facts(Role::Master, &[(1, 0), (2, 10), (9, 120)]);

@@ -112,9 +112,22 @@ fn tell_master(node: &Arc<Node>, name: &str, id: u128, master: &str) {
     });
 }
 
-/// A peer that was taken for a second master is a mirror now.
+/// A peer that was taken for a second master is a mirror now. Waits for nobody.
 pub fn welcome_back(node: &Arc<Node>, name: &str, peer: &str) {
     let Ok(host) = node.host(name) else { return };
+    if host.view().condition == Condition::Failed {
+        // It may have been for that master that nothing was opened.
+        let again = Arc::clone(node);
+        node.runtime.spawn_blocking(move || {
+            let opened = host
+                .hold("opening")
+                .and_then(|mut held| held.open(&again, &host));
+            if let Err(why) = opened {
+                tracing::info!(volume = host.name(), "not opened: {why}");
+            }
+        });
+        return;
+    }
     let stuck = host.view().mirrors.iter().any(|m| {
         m.peer == peer
             && m.state == State::Error.word()
