@@ -250,19 +250,18 @@ impl Golden {
     }
 
     /// A master was opened again. A transaction that it was committing when the power went may be there or not;
-    /// everything else must be as it was. What the opening itself committed is learnt.
-    pub fn reopened(&mut self, shared: &MasterVolume) {
+    /// everything else must be as it was. What the opening itself committed is learnt. No id above `highest` had been issued.
+    pub fn reopened(&mut self, shared: &MasterVolume, highest: Txid) {
         let (journal, fork) = (&shared.journal, shared.fork);
         let since = journal.info_after(shared.log_position(fork));
         let own: Vec<Txid> = since.iter().flatten().map(|info| info.txid).collect();
         let unknown = fork > self.last;
-        let committing = self.pending.take();
+        self.pending = None;
         self.cut(fork);
         let newest = self.snapshots.iter().next_back();
         let now = match newest {
-            // No transaction has this id: the log was empty, and the last one goes by the highest that there might have been.
-            Some((_, snapshot)) if unknown && committing != Some(fork) => snapshot.clone(),
-            Some((txid, snapshot)) if *txid == fork => snapshot.clone(),
+            // No transaction has the highest id of all: the log was empty, and the last state goes by it.
+            Some((txid, snapshot)) if *txid == fork || fork == highest => snapshot.clone(),
             _ => self.files().clone(),
         };
         self.snapshots.insert(fork, now);

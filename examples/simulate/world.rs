@@ -379,10 +379,11 @@ impl World {
         if self.nodes[n].faulty {
             self.volumes[v].torn.insert(n);
         }
+        let highest = facts.high_txid;
         let open = open_master(volume, facts, &options).map_err(|e| e.to_string())?;
         self.volumes[v].torn.remove(&n);
         let records = open.shared.facts.lock().peers.clone();
-        self.recovered(v, n, &open)?;
+        self.recovered(v, n, &open, highest)?;
         let golden = Arc::clone(&self.volumes[v].lines.of(n).golden);
         let journal = Arc::downgrade(&open.shared.journal);
         open.shared.fs.on_commit(Box::new(move |txid| {
@@ -433,6 +434,7 @@ impl World {
         v: usize,
         n: usize,
         open: &lockstepfs::mirror::open::OpenMaster,
+        highest: Txid,
     ) -> Result<(), String> {
         let faulty = self.nodes[n].faulty;
         let shared = &open.shared;
@@ -464,7 +466,7 @@ impl World {
         );
         let mut golden = line.golden.lock();
         let fresh = golden.last == Txid(0);
-        golden.reopened(shared);
+        golden.reopened(shared, highest);
         let exact = golden.since.is_some();
         if shared.facts.lock().peers.is_empty() {
             // Its last mirror was deleted as power went: from here on what is overwritten goes straight home.
