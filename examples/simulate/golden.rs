@@ -256,12 +256,13 @@ impl Golden {
         let since = journal.info_after(shared.log_position(fork));
         let own: Vec<Txid> = since.iter().flatten().map(|info| info.txid).collect();
         let unknown = fork > self.last;
-        self.pending = None;
+        let committing = self.pending.take().is_some();
         self.cut(fork);
         let newest = self.snapshots.iter().next_back();
         let now = match newest {
+            Some((txid, snapshot)) if *txid == fork => snapshot.clone(),
             // No transaction has the highest id of all: the log was empty, and the last state goes by it.
-            Some((txid, snapshot)) if *txid == fork || fork == highest => snapshot.clone(),
+            Some((_, snapshot)) if fork == highest && !committing => snapshot.clone(),
             _ => self.files().clone(),
         };
         self.snapshots.insert(fork, now);
