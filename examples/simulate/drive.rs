@@ -13,7 +13,7 @@ use lockstepfs::journal::Journal;
 use lockstepfs::mirror::MirrorError;
 use lockstepfs::mirror::follower::{Output, failure};
 use lockstepfs::mirror::master::Action;
-use lockstepfs::mirror::roles::Listed;
+use lockstepfs::mirror::roles::{Listed, Relation, relation};
 use lockstepfs::units::Txid;
 use lockstepfs::wire::message::{Message, Mode};
 use states::State;
@@ -377,6 +377,15 @@ impl World {
             }
             _ => return false,
         };
+        let stored = |n: usize| self.nodes[n].homes[&v].facts.stored();
+        if let (Some(ours), Some(theirs)) = (stored(n), stored(peer))
+            && theirs.consistent_at == Txid(u64::MAX)
+            && let Relation::Behind { fork } = relation(&theirs.generations, &ours.generations)
+            && theirs.reach > fork
+        {
+            // The one that was repairing it had committed more than this master has, and nobody says which blocks came.
+            return true;
+        }
         let made = self.volumes[v].made_up_to.get(&n);
         made.is_some_and(|made| has < *made)
     }

@@ -465,6 +465,10 @@ impl World {
             Err(error) => {
                 let why = error.to_string();
                 self.error(n, &format!("v{v}: stepping back: {why}"));
+                if discard {
+                    // What was given up may be recorded already.
+                    self.volumes[v].excused.insert(n);
+                }
                 return Err(why);
             }
         };

@@ -113,6 +113,8 @@ struct Copying {
     txid: Txid,
     seq: u64,
     unflushed: u64,
+    /// No later transaction is in any block that came.
+    reach: Txid,
     log: Vec<BlockRange>,
 }
 
@@ -362,7 +364,11 @@ impl Follower {
                 data,
                 zero,
                 cursor,
-            } => self.bulk(seq, &data, &zero, cursor, &payload, &mut out)?,
+                reach,
+            } => {
+                self.reaches(Txid(reach))?;
+                self.bulk(seq, &data, &zero, cursor, &payload, &mut out)?
+            }
             Message::TxnBegin {
                 first,
                 last,
@@ -472,6 +478,7 @@ impl Follower {
         self.streaming = false;
         self.drop_staged();
         let out = self.idle()?;
+        self.note_reach()?;
         if let Err(error) = self.tick() {
             tracing::warn!(volume = %self.name, %error, "how far the copy is could not be recorded; its log says");
         }

@@ -494,6 +494,7 @@ fn described(node: &Node, name: &str, facts: &Facts, applied: u64) -> Box<Histor
             staging_room: 0,
             chain: facts.chain,
             dirty_blocks: 0,
+            reach: facts.reach.0,
         })
     })
 }

@@ -65,6 +65,9 @@ pub struct Facts {
     /// On a mirror: the master's time of day, microseconds, of the newest commit that it is known to show; 0: not known.
     #[serde(default)]
     pub as_of: i64,
+    /// On a mirror whose copy is no state of a master: no later transaction is in any of its blocks, acknowledged or not.
+    #[serde(with = "json::number", default)]
+    pub reach: Txid,
     /// The lowest transaction confirmed by every mirror, as the master last said; the log is kept from here on.
     #[serde(with = "json::number", default)]
     pub floor: Txid,
@@ -119,6 +122,7 @@ impl Facts {
             applied: Txid(0),
             confirmed: Txid(0),
             as_of: 0,
+            reach: Txid(0),
             floor: Txid(0),
             logged_since: Txid(0),
             switching: None,

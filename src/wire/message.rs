@@ -15,7 +15,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// The version of this vocabulary; both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The most bytes of payload in one frame of the stream: other volumes on the same connection wait for a whole frame.
 pub const MAX_STREAM_PAYLOAD: usize = 1 << 20;
@@ -79,6 +79,9 @@ pub struct History {
     pub chain: u64,
     /// Blocks that it knows to differ from its own history (0 while nothing was kept aside).
     pub dirty_blocks: u64,
+    /// While its copy is no state of a master: no later transaction than this is in any block that another node than the one
+    /// that asks has written there.
+    pub reach: u64,
 }
 
 /// Why a stream begins, as the mirror must treat it.
@@ -270,6 +273,8 @@ pub enum Message {
         zero: Vec<Range>,
         /// The cursor behind this frame (a block).
         cursor: u64,
+        /// No later transaction is in these blocks.
+        reach: u64,
     },
     /// Master: the payload of the next frame that has one is packed.
     Packed {

@@ -105,6 +105,9 @@ pub struct Mirror<'a> {
     /// The txid from which its copy is a state the master had; none while a copy or a repair is incomplete, for it is
     /// known only when the cursor comes to its end.
     pub consistent_at: Option<u64>,
+    /// While its copy is incomplete, or being repaired: no later transaction is in any block that another master wrote there,
+    /// acknowledged or not.
+    pub reach: u64,
     /// The copy was changed by somebody else (the kernel, e2fsck).
     pub tainted: bool,
     /// The dirty map kept at the mirror: what it had as a master, or knows to be damaged.
@@ -324,6 +327,8 @@ struct Common {
     generation: u128,
     /// The last txid of that generation, or of earlier ones, that is in the master's history and in its log or home.
     limit: u64,
+    /// The master has later generations.
+    superseded: bool,
     /// The last txid at which the mirror's own later generations leave the common history; none if there are none.
     left_at: Option<u64>,
     /// All older generations that both still record are equal.
@@ -345,6 +350,7 @@ impl Common {
         Some(Common {
             generation: mirror.history[theirs].generation,
             limit: earliest_fork(later).map_or(master.committed, |f| f.min(master.committed)),
+            superseded: !later.is_empty(),
             left_at: earliest_fork(their_later),
             agrees: past
                 .iter()
@@ -415,10 +421,13 @@ pub fn decide(master: &Master<'_>, mirror: &Mirror<'_>, chain: Option<Chain>) ->
         mirror.tainted || master.changed_outside || lost(master.map) || lost(mirror.map);
     let covered = covered_after(master, position);
 
+    // What was not acknowledged goes home, too: another master may have brought what this one never had.
+    let reached = common.superseded && mirror.reach > common.limit;
+
     // 4. A first copy goes on where it was, if all that changed behind its cursor is known. It is written home without
     // the mirror's log: what it has past the fork can not be dropped, so it starts again.
     if let Copy::Partial { cursor, txid } = mirror.copy {
-        let from = if past_fork || untraceable || covered.is_none() {
+        let from = if past_fork || reached || untraceable || covered.is_none() {
             CopyFrom::Start
         } else {
             CopyFrom::Resume { cursor, txid }
@@ -444,7 +453,7 @@ pub fn decide(master: &Master<'_>, mirror: &Mirror<'_>, chain: Option<Chain>) ->
     let inconsistent = mirror.consistent_at.is_none_or(|at| position < at);
     let gone = match mirror.consistent_at {
         Some(at) => at > common.limit,
-        None => past_fork && !kept_aside,
+        None => reached || (past_fork && !kept_aside),
     };
     let differs = bits(master.map) || bits(mirror.map) || kept_aside || inconsistent;
     let needs_map = differs || master.map.is_some();

@@ -406,3 +406,41 @@ fn a_copy_that_was_promoted_half_made_takes_nothing_over() {
     let stepped = step_back(&world, Role::Master, "b", &theirs, true).unwrap();
     assert!(stepped.compare);
 }
+
+/// Another node may be made the master that lacks what a repair brought before it was cut short: the mirror knows how far
+/// that reached, acknowledged or not, though power went.
+#[test]
+fn how_far_a_repair_reached_is_known_before_anything_of_it_is_home() {
+    for power in [false, true] {
+        let mut world = World::new(71, 8 << 20);
+        let ino = world.file("file", &vec![1; 3 << 20]);
+        world.create_mirror();
+        world.mirror.as_mut().unwrap().set_wishes(Wishes {
+            resync: Some(Resync::Direct),
+            ..Wishes::default()
+        });
+        world.settle();
+        let reach = |world: &World| world.follower.as_ref().unwrap().described().reach;
+        assert_eq!(reach(&world), 0);
+        world.cut_link();
+        world.fs().write(ino, 0, &vec![2; 3 << 20]).unwrap();
+        world.fs().sync().unwrap();
+        world.crack();
+        let journal = Arc::clone(&world.master.as_ref().unwrap().shared.journal);
+        let last = journal.last_committed().0;
+        world.cut = false;
+        world.until(State::OutOfSync);
+        while world.mirror_facts.load().unwrap().reach == Txid(0) {
+            world.step();
+        }
+        match power {
+            true => world.crash_mirror(),
+            false => drop(world.follower.take().unwrap().close().unwrap()),
+        }
+        world.start_mirror();
+        let known = reach(&world);
+        assert!(known >= last && (power || known == last), "{known} {last}");
+        world.settle();
+        assert_eq!(world.mirror_facts.load().unwrap().reach, Txid(0));
+    }
+}

@@ -49,11 +49,13 @@ impl Follower {
                 .map(|range| self.checked(*range))
                 .collect::<Result<Vec<_>, _>>()
         };
+        let (zeroed, freed) = (checked(zeroed)?, checked(freed)?);
+        self.reaches(last)?;
         self.current = Some(Current {
             first,
             last,
-            zeroed: checked(zeroed)?,
-            freed: checked(freed)?,
+            zeroed,
+            freed,
             hints: touched.iter().map(hint_from_wire).collect(),
             images: BTreeMap::new(),
             refs: Vec::new(),

@@ -8,6 +8,9 @@ use crate::units::{BlockNo, BlockRange, Txid};
 use crate::volume::facts::{Copy, Lineage};
 use crate::wire::message::{Message, Range};
 
+/// Transactions between two notes of how far what comes reaches.
+const REACH: u64 = 1024;
+
 impl Follower {
     pub(super) fn copying(&mut self) -> Result<&mut Copying, MirrorError> {
         match (&mut self.phase, self.streaming) {
@@ -42,6 +45,35 @@ impl Follower {
             guard::fit_image(superblock, &mut bytes[at..at + block_size], guarded);
         }
         Ok(volume.write(range.start, bytes)?)
+    }
+
+    /// What comes next contains transactions up to `txid`, and goes home before it is acknowledged: that is durable first, for
+    /// another master may go on from less.
+    pub(super) fn reaches(&mut self, txid: Txid) -> Result<(), MirrorError> {
+        let Phase::Copying(copying) = &mut self.phase else {
+            return Ok(());
+        };
+        copying.reach = copying.reach.max(txid);
+        let mut facts = self.facts.lock();
+        if txid > facts.reach {
+            // Not at every transaction: as it is known, it is noted when the link is gone.
+            facts.reach = Txid(txid.0.saturating_add(REACH));
+            self.env.facts.save(&facts)?;
+        }
+        Ok(())
+    }
+
+    /// A stream is over: how far what came reaches is known.
+    pub(super) fn note_reach(&mut self) -> Result<(), MirrorError> {
+        let Phase::Copying(copying) = &self.phase else {
+            return Ok(());
+        };
+        let mut facts = self.facts.lock();
+        if facts.reach != copying.reach {
+            facts.reach = copying.reach;
+            self.env.facts.save(&facts)?;
+        }
+        Ok(())
     }
 
     pub(super) fn bulk(
@@ -249,6 +281,7 @@ impl Follower {
             facts.confirmed = consistent_at;
             facts.as_of = 0;
             facts.tainted = false;
+            facts.reach = Txid(0);
             self.env.facts.save(&facts)?;
         }
         guard::lower(&volume)

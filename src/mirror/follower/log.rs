@@ -30,6 +30,7 @@ impl Follower {
         self.drop_staged();
         let mut out = Vec::new();
         self.idle_into(&mut out)?;
+        self.note_reach()?;
         if let Phase::Following(following) = &self.phase
             && !following.unshown.is_empty()
         {

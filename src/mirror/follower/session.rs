@@ -270,6 +270,11 @@ impl Follower {
             chain: chain.unwrap_or(facts.chain),
             staging_room,
             dirty_blocks: 0,
+            // What a master has committed it has still when it comes back.
+            reach: match facts.sender == self.caller {
+                true => 0,
+                false => facts.reach.0,
+            },
         }
     }
 
@@ -335,6 +340,10 @@ impl Follower {
                     facts.sender.clone_from(&self.caller);
                     facts.consistent_at = Txid(u64::MAX);
                     facts.applied = from;
+                    if compare || first && cursor == BlockNo(0) {
+                        // Whatever is there is looked at.
+                        facts.reach = Txid(0);
+                    }
                     // Until a comparison has found every difference, another one has to.
                     facts.tainted = compare;
                     facts.set_stamps(None);
@@ -357,6 +366,7 @@ impl Follower {
                     txid: from,
                     seq: 0,
                     unflushed: 0,
+                    reach: self.facts.lock().reach,
                     log,
                 });
             }

@@ -63,6 +63,7 @@ impl Follower {
                         txid: from,
                         seq: 0,
                         unflushed: 0,
+                        reach: from,
                         log: Vec::new(),
                     },
                     staging: Staging::create(disk, id),

@@ -140,6 +140,7 @@ impl Mirror {
                 CopyState::Complete => reconnect::Copy::Complete,
             },
             consistent_at: (theirs.consistent_at != u64::MAX).then_some(theirs.consistent_at),
+            reach: theirs.reach,
             tainted: theirs.tainted,
             map: their_map,
             may_rejoin: false,

@@ -104,6 +104,7 @@ pub fn master_facts(
         role: Role::Master,
         copy: Copy::Complete,
         consistent_at: Txid(0),
+        reach: Txid(0),
         own_dirty: false,
         master: String::new(),
         sender: String::new(),

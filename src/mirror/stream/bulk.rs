@@ -72,6 +72,7 @@ impl Stream {
             data,
             zero,
             cursor: end.0,
+            reach: self.journal.last_committed().0,
         };
         if end.0 >= self.volume.blocks_count() {
             self.pass_ended();

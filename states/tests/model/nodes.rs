@@ -256,6 +256,7 @@ impl World {
             confirmed: theirs.confirmed,
             copy: Copy::Complete,
             consistent_at: (!theirs.copying).then_some(0),
+            reach: 0,
             tainted: false,
             map: theirs.own_dirty.then_some(DirtyMap {
                 bits_set: 1,

@@ -26,7 +26,8 @@ fn check(case: &Case<'_>) {
     let past_fork = case.is_past_fork();
     match outcome.decision {
         Decision::Replicate { from } => {
-            let trusted = !past_fork && !case.is_tainted() && !case.is_map_lost();
+            let trusted =
+                !past_fork && !case.is_overrun() && !case.is_tainted() && !case.is_map_lost();
             let expected = match mirror.copy {
                 Copy::Partial { cursor, txid } if trusted && case.is_recorded() => {
                     CopyFrom::Resume { cursor, txid }
@@ -255,6 +256,7 @@ fn some_mirror(history: &[Lineage]) -> Mirror<'_> {
         confirmed: 0,
         copy: Copy::Complete,
         consistent_at: Some(0),
+        reach: 0,
         tainted: false,
         map: None,
         may_rejoin: false,
@@ -447,6 +449,7 @@ fn a_million_cases_of_everything_at_once() {
             confirmed: random.below(5),
             copy,
             consistent_at: random.below(6).checked_sub(1),
+            reach: random.below(6),
             tainted: rarely(&mut random),
             map: if random.below(2) == 0 {
                 None

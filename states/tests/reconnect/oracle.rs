@@ -140,11 +140,18 @@ impl Case<'_> {
         Points(lineage.0 & self.master_points.0).highest()
     }
 
+    /// Another master brought what this one never had, acknowledged or not.
+    pub fn is_overrun(&self) -> bool {
+        let newest = |history: &[Lineage]| history.last().map(|l| l.generation);
+        newest(self.master.history) != newest(self.mirror.history)
+            && self.mirror.reach > self.reach()
+    }
+
     /// The mirror holds blocks of a state that the master does not lead to, and nobody knows which.
     fn is_spoilt(&self) -> bool {
         match self.mirror.consistent_at {
             Some(at) => at > self.reach(),
-            None => self.is_past_fork() && !self.mirror.may_rejoin,
+            None => self.is_overrun() || (self.is_past_fork() && !self.mirror.may_rejoin),
         }
     }
 

@@ -29,6 +29,7 @@ fn mirror(history: &[Lineage], durable: u64) -> Mirror<'_> {
         confirmed: durable,
         copy: Copy::Complete,
         consistent_at: Some(0),
+        reach: 0,
         tainted: false,
         map: None,
         may_rejoin: false,
@@ -481,4 +482,51 @@ fn an_interrupted_repair_goes_on_with_the_bits_that_are_left() {
         decide(&of, &half, None).decision,
         Decision::OutOfSync { by }
     );
+}
+
+#[test]
+fn what_another_master_brought_and_nobody_acknowledged_is_looked_for() {
+    // B was repairing the copy at 100, and had committed 120, when C was made the master from 100 on.
+    let ours = [A, upon(2, 90), upon(3, 100)];
+    let theirs = [A, upon(2, 90)];
+    let map = Some(DirtyMap {
+        bits_set: 3,
+        from_txid: 90,
+        through_txid: 130,
+        lost: false,
+    });
+    let master = Master {
+        map,
+        ..master(&ours, 130)
+    };
+    let half = Mirror {
+        consistent_at: None,
+        reach: 120,
+        ..mirror(&theirs, 100)
+    };
+    let by = |outcome: Outcome| match outcome.decision {
+        Decision::OutOfSync { by } => by,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(by(decide(&master, &half, None)), Repair::ByChecksum);
+    let first = Mirror {
+        copy: Copy::Partial {
+            cursor: 7,
+            txid: 100,
+        },
+        ..half
+    };
+    let start = Decision::Replicate {
+        from: CopyFrom::Start,
+    };
+    assert_eq!(decide(&master, &first, None).decision, start);
+    // All of it is in the new master's history; or nobody took over meanwhile.
+    let within = Mirror { reach: 100, ..half };
+    let by_map = |repair| matches!(repair, Repair::ByMap { .. });
+    assert!(by_map(by(decide(&master, &within, None))));
+    let same = Master {
+        history: &theirs,
+        ..master
+    };
+    assert!(by_map(by(decide(&same, &half, None))));
 }
