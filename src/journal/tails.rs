@@ -64,6 +64,11 @@ impl Journal {
         state.home_limit = state.home_limit.max(through);
     }
 
+    /// Whether a power cut leaves it known that the master has confirmed `txid`.
+    pub fn is_confirmed_durably(&self, txid: Txid) -> bool {
+        self.state.read().home_limit >= txid
+    }
+
     /// What is published may go home, or the keeper makes that so. `false`: not now.
     pub(super) fn confirm_published(&self) -> Result<bool, JournalError> {
         let through = {

@@ -145,6 +145,9 @@ struct Following {
     unshown: VecDeque<Transaction>,
     /// Blocks that transactions which are not shown free: still in use.
     unshown_freed: RangeSet,
+    /// What was freed by transactions that are shown, and that after a power cut would be held back: nothing durable says yet that
+    /// they are confirmed.
+    unsure_freed: RangeSet,
     /// The log was opened with unconfirmed transactions in it: nothing is appended before the master has said what
     /// becomes of them.
     held: bool,
@@ -524,6 +527,9 @@ impl Follower {
         self.unsaved = false;
         following.journal.set_consumer(SELF, txid);
         following.journal.confirmed_durably(txid);
+        if let Phase::Following(following) = &mut self.phase {
+            following.unsure_freed = RangeSet::default();
+        }
         Ok(())
     }
 

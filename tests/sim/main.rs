@@ -11,6 +11,7 @@ mod basic;
 
 mod sync;
 
+mod held;
 mod outside;
 mod promoted;
 mod random;

@@ -19,7 +19,7 @@ const ROOT: Ino = Ino(2);
 /// Rounds of frames after which a transaction is on the mirror, confirmed and shown; the cuts are between them.
 const ROUNDS: u32 = 16;
 
-fn create(fs: &Fs, name: &str, len: usize) -> Ino {
+pub fn create(fs: &Fs, name: &str, len: usize) -> Ino {
     let new = New {
         mode: 0o100644,
         ..New::default()
@@ -38,7 +38,7 @@ pub fn sync_world(seed: u64, strict: bool) -> World {
     world
 }
 
-fn set_sync(world: &mut World, strict: bool) {
+pub fn set_sync(world: &mut World, strict: bool) {
     world.mirror.as_mut().unwrap().set_wishes(Wishes {
         mode: Some(SyncMode::Sync),
         strict: Some(strict),
@@ -52,7 +52,7 @@ fn listen(world: &World) {
     journal.on_prepared(Some(Box::new(|| {})));
 }
 
-fn step(world: &mut World) {
+pub fn step(world: &mut World) {
     world.step();
     let Some(follower) = &world.follower else {
         return;

@@ -10,6 +10,7 @@ use super::log::{freed, generation};
 use super::{Current, FLUSH_BYTES, Follower, Output, Phase, TRANSACTION_BYTES, protocol};
 use crate::journal::{Hint, Image, Reference, Transaction};
 use crate::mirror::hashing::hash_blocks;
+use crate::mirror::ranges::RangeSet;
 use crate::mirror::{MirrorError, guard, stamps};
 use crate::units::{BlockNo, BlockRange, Ino, Txid, planted};
 use crate::wire::message::{MAX_STREAM_PAYLOAD, Message, Range, Touched};
@@ -164,6 +165,13 @@ impl Follower {
                 ));
             }
         }
+        if let Phase::Following(following) = &self.phase
+            && following.unsure_freed.overlaps(range)
+        {
+            // After a power cut they would be in use again.
+            let applied = following.applied;
+            self.note_applied(applied)?;
+        }
         Ok(())
     }
 
@@ -279,6 +287,8 @@ impl Follower {
             return Ok(());
         };
         following.durable = txns.last().expect("not empty").txid;
+        // The log says now what was confirmed of what is shown.
+        following.unsure_freed = RangeSet::default();
         following.unshown.extend(txns);
         out.push(Output::Send(
             Message::Ack {
@@ -339,6 +349,10 @@ impl Follower {
         };
         let hints = following.fs.switch_epoch(&txns)?;
         following.applied = txns.last().expect("counted above").txid;
+        if !following.journal.is_confirmed_durably(following.applied) {
+            let freed = txns.iter().flat_map(|txn| &txn.freed);
+            freed.for_each(|range| following.unsure_freed.insert(*range));
+        }
         following.unshown_freed = freed(following.unshown.iter().chain(&following.pending));
         out.push(Output::Invalidate(hints));
         Ok(())

@@ -162,6 +162,7 @@ impl Follower {
             pending: Vec::new(),
             pending_bytes: 0,
             unshown_freed: freed(&unshown),
+            unsure_freed: RangeSet::default(),
             held: !unshown.is_empty(),
             unshown,
             seq: 0,
