@@ -274,6 +274,8 @@ impl World {
         let excused = self.volumes[v].excused.contains(&n);
         let has = match self.host(n, v) {
             Some(Host::Mirror(host)) if host.call.is_none() && excused => return true,
+            // It is a master by now.
+            Some(Host::Master(_)) if excused => return true,
             Some(Host::Mirror(host)) => host.follower.durable(),
             _ => return false,
         };
