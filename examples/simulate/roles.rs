@@ -617,6 +617,11 @@ impl World {
             }
             Err(error) => {
                 self.error(n, &format!("promoting v{v}: {error}"));
+                if self.nodes[n].faulty {
+                    // It may be the master by its facts, and its disk tells no more whose what is.
+                    let others = self.others(n, v);
+                    self.volumes[v].excused.extend(others);
+                }
                 self.start_volume(n, v);
             }
         }
