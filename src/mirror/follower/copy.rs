@@ -57,8 +57,13 @@ impl Follower {
         let mut facts = self.facts.lock();
         if txid > facts.reach {
             // Not at every transaction: as it is known, it is noted when the link is gone.
+            let before = facts.reach;
             facts.reach = Txid(txid.0.saturating_add(REACH));
-            self.env.facts.save(&facts)?;
+            let saved = self.env.facts.save(&facts);
+            if saved.is_err() {
+                facts.reach = before;
+            }
+            saved?;
         }
         Ok(())
     }
