@@ -250,8 +250,9 @@ impl Golden {
     }
 
     /// A master was opened again. A transaction that it was committing when the power went may be there or not;
-    /// everything else must be as it was. What the opening itself committed is learnt. No id above `highest` had been issued.
-    pub fn reopened(&mut self, shared: &MasterVolume, highest: Txid) {
+    /// everything else must be as it was. What the opening itself committed is learnt. `highest`: the last id that
+    /// may have been issued, if the copy was a master's before.
+    pub fn reopened(&mut self, shared: &MasterVolume, highest: Option<Txid>) {
         let (journal, fork) = (&shared.journal, shared.fork);
         let since = journal.info_after(shared.log_position(fork));
         let own: Vec<Txid> = since.iter().flatten().map(|info| info.txid).collect();
@@ -262,7 +263,7 @@ impl Golden {
         let now = match newest {
             Some((txid, snapshot)) if *txid == fork => snapshot.clone(),
             // No transaction has the highest id of all: the log was empty, and the last state goes by it.
-            Some((_, snapshot)) if fork == highest && !committing => snapshot.clone(),
+            Some((_, snapshot)) if Some(fork) == highest && !committing => snapshot.clone(),
             _ => self.files().clone(),
         };
         self.snapshots.insert(fork, now);

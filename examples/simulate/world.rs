@@ -466,7 +466,8 @@ impl World {
         );
         let mut golden = line.golden.lock();
         let fresh = golden.last == Txid(0);
-        golden.reopened(shared, highest);
+        // A mirror's highest is that of its last transaction.
+        golden.reopened(shared, Some(highest).filter(|_| !promoted));
         let exact = golden.since.is_some();
         if shared.facts.lock().peers.is_empty() {
             // Its last mirror was deleted as power went: from here on what is overwritten goes straight home.
