@@ -108,6 +108,7 @@ fn stress_ng_finds_nothing() {
             ])
             .args(["--seq", "2", "--temp-path"])
             .arg(dir)
+            .current_dir(dir)
             .output()
             .unwrap();
         let text = said(&out);
